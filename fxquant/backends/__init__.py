@@ -1,0 +1,1 @@
+"""How a quantized graph becomes kernels; one folder per backend."""

@@ -1,0 +1,92 @@
+"""The quantized ``GraphModule`` that users hold: a graph with its plan and report."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+from torch.fx import GraphModule
+
+from fxquant.backends.frozen import Frozen
+from fxquant.graph.tensors import tensor_at
+from fxquant.pipeline.plan import Plan
+from fxquant.report import Report
+
+_KEY = "fxquant"
+
+
+class QuantizedModule(Frozen, GraphModule):
+    """A quantized graph in normal form. Takes what the captured model took, any batch size.
+
+    An ordinary ``GraphModule``: print it, run it, ``torch.compile`` it (simulated int8), or lower
+    it. ``plan`` holds every decision, ``report`` what came of it; both survive ``deepcopy``.
+    """
+
+    @property
+    def plan(self) -> Plan:
+        """Every decision, as data."""
+        return cast(Plan, self.meta[_KEY]["plan"])
+
+    @property
+    def report(self) -> Report:
+        """Table of layers, totals, notes."""
+        return cast(Report, self.meta[_KEY]["report"])
+
+    @property
+    def pipeline_text(self) -> str:
+        """The pipeline that made it, as text."""
+        return str(self.meta[_KEY].get("pipeline", ""))
+
+    @property
+    def diffs(self) -> dict[str, str]:
+        """Text difference of the graph made by each pass, where it was asked for."""
+        return dict(self.meta[_KEY].get("diffs", {}))
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.fxq`` artifact that :func:`fxquant.load` reads back bit-equal."""
+        save(self, path, backend="reference", report=self.report)
+
+
+def save(
+    quantized: QuantizedModule, path: str | Path, *, backend: str, report: Report
+) -> None:
+    """Write the portable graph, marked for ``backend``: packed weights are made anew at load."""
+    from fxquant.artifact import write
+
+    write(
+        path,
+        graph_module=quantized,
+        plan=quantized.plan,
+        report=report,
+        backend=backend,
+        model_name=report.model,
+        recipe=report.recipe,
+        extra={"pipeline": quantized.pipeline_text},
+    )
+
+
+def quantized_module(
+    graph_module: GraphModule, plan: Plan, report: Report, **extra: Any
+) -> QuantizedModule:
+    """A :class:`QuantizedModule` with tensors of its own, so that no later change to the float
+    model reaches it."""
+    targets = [str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"]
+    tensors = {name: tensor_at(graph_module, name).detach().clone() for name in targets}
+    graph = copy.deepcopy(graph_module.graph)
+    module = QuantizedModule(tensors, graph, class_name="QuantizedModule")  # type: ignore[arg-type]
+    for name, tensor in tensors.items():
+        _as_buffer(module, name, tensor)
+    module.meta[_KEY] = {"plan": plan, "report": report, **extra}
+    module.eval()
+    module.training = False
+    return module
+
+
+def _as_buffer(module: GraphModule, name: str, tensor: Any) -> None:
+    """Parameters of the float model are constants here: hold every tensor as a buffer."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)
+    owner.register_buffer(leaf, tensor)

@@ -1,0 +1,111 @@
+"""x86 as a backend: lower, count, account, warn or refuse."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+from torch.fx import Node
+
+from fxquant.backends.base import Executor, Support
+from fxquant.backends.quantized import QuantizedModule
+from fxquant.backends.x86 import machine
+from fxquant.backends.x86.lower import Lowered, lower_graph
+from fxquant.backends.x86.module import LoweredModule
+from fxquant.errors import BackendError, FxquantWarning, LoweringError
+from fxquant.pipeline.target import Target
+from fxquant.report import Report, Row
+
+
+class X86Backend:
+    """u8 x s8 linears and patch embedding on packed oneDNN kernels."""
+
+    name = "x86"
+
+    def available(self) -> Support:
+        """x86-64 and a torch with oneDNN."""
+        return machine.available()
+
+    def target(self) -> Target:
+        """This machine."""
+        return machine.target()
+
+    def supports(self, node: Node) -> Support:
+        """Linears, and convolutions that the patch rule takes."""
+        import torch
+
+        if node.target in {torch.ops.aten.linear.default, torch.ops.aten.conv2d.default}:
+            return Support(ok=True)
+        return Support(ok=False, reason=f"no int8 kernel for {node.target}")
+
+    def lower(
+        self, quantized: QuantizedModule, *, strict: bool, executor: Executor
+    ) -> LoweredModule:
+        """Kernels for everything the plan quantizes.
+
+        Fewer int8 kernels than planned: a :class:`FxquantWarning` that names layers and reasons,
+        with ``strict`` a :class:`LoweringError`; none at all is always an error.
+        """
+        _check_target(quantized.plan.target, self.target())
+        lowered = lower_graph(quantized)
+        planned = {
+            site.layer
+            for site, decision in quantized.plan.decisions.items()
+            if site.slot == "weight" and decision.scheme is not None
+        }
+        missing = {
+            layer: "; ".join(lowered.declined.get(layer, ("no rule matched its region",)))
+            for layer in sorted(planned - set(lowered.kernel_of))
+        }
+        if not lowered.kernel_of:
+            raise LoweringError(
+                "not one int8 kernel came out of lowering",
+                where=", ".join(list(missing)[:5]) or "the plan quantizes no layer",
+                why=next(iter(missing.values()), "every site of the plan stays float"),
+                fix="use a recipe with int8 schemes, such as w8a8, or backend='reference'",
+            )
+        if missing:
+            _report_missing(missing, len(planned), strict=strict)
+        return LoweredModule(
+            quantized, lowered, _report(quantized.report, lowered, missing), executor=executor
+        )
+
+
+def _check_target(planned: Target, here: Target) -> None:
+    if planned.backend == "x86" and planned.activation_bits > here.activation_bits:
+        raise BackendError(
+            f"the plan uses {planned.activation_bits}-bit activations, which saturate here",
+            where=f"planned for {planned.machine}, this machine is {here.machine}",
+            why="without VNNI, pairs of u8 x s8 products overflow 16 bits",
+            fix="quantize again on this machine, or use backend='reference'",
+        )
+
+
+def _report_missing(missing: dict[str, str], planned: int, *, strict: bool) -> None:
+    names = ", ".join(list(missing)[:8]) + (" ..." if len(missing) > 8 else "")
+    what = f"{len(missing)} of {planned} layers planned in int8 run in float"
+    why = next(iter(missing.values()))
+    if strict:
+        raise LoweringError(
+            what, where=names, why=why, fix="keep these layers float in the plan, or drop strict"
+        )
+    warnings.warn(
+        f"{what}: {names} ({why}). report.show() has every reason", FxquantWarning, stacklevel=4
+    )
+
+
+def _report(report: Report, lowered: Lowered, missing: dict[str, str]) -> Report:
+    def renewed(row: Row) -> Row:
+        if row.layer in lowered.kernel_of:
+            return replace(row, kernel=lowered.kernel_of[row.layer], int8=True)
+        if row.layer in missing:
+            return replace(row, kernel="float32", int8=False, reason=missing[row.layer])
+        return row
+
+    return replace(
+        report,
+        rows=tuple(renewed(row) for row in report.rows),
+        backend="x86",
+        machine=machine.target().machine,
+        simulated=False,
+    )

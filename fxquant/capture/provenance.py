@@ -1,0 +1,64 @@
+"""Where a node comes from: the module path it ran in and the line of source that wrote it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from functools import lru_cache
+
+from torch.fx import Graph, Node
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_NOT_THE_MODEL = re.compile(r"[/\\]torch[/\\]|^torch[/\\]|<eval_with_key>|[/\\]fxquant[/\\]capture[/\\]")
+
+
+def module_path(node: Node) -> str:
+    """Innermost entry of the module stack: values survive re-export, keys do not."""
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, kind in reversed(list(stack.values())):
+        name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        if "_empty_nn_module_stack" in path or name.endswith("Wrapper"):
+            return ""
+        return str(path)
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _class_line(qualified: str) -> str:
+    module, _, name = qualified.rpartition(".")
+    try:
+        forward = getattr(importlib.import_module(module), name).forward
+        _, line = inspect.getsourcelines(forward)
+        return f"{inspect.getsourcefile(forward)}:{line}"
+    except (ImportError, AttributeError, OSError, TypeError, ValueError):
+        return ""
+
+
+def source_line(node: Node) -> str:
+    """``file:line`` of the innermost frame outside torch, else of the module's ``forward``."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    for file, line in reversed(frames):
+        if not _NOT_THE_MODEL.search(file):
+            return f"{file}:{line}"
+    stack = node.meta.get("nn_module_stack") or {}
+    for _, kind in reversed(list(stack.values())):
+        name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        if not name.startswith("torch.") and (found := _class_line(name)):
+            return found
+    return ""
+
+
+def record_provenance(graph: Graph) -> None:
+    """Set ``meta["layer"]`` and ``meta["source"]`` on every node.
+
+    A node that has no line of its own (tensors, sizes) takes that of its first reader.
+    """
+    for node in graph.nodes:
+        node.meta["layer"] = module_path(node)
+        node.meta["source"] = source_line(node)
+    for node in reversed(list(graph.nodes)):
+        if node.meta["source"] == "":
+            node.meta["source"] = next((u.meta["source"] for u in node.users), "")
+        if node.op == "get_attr" and not node.meta["layer"]:
+            node.meta["layer"] = str(node.target).rpartition(".")[0]

@@ -1,0 +1,1 @@
+"""The float and quantized graph: normal form, patterns, rules, roles, sites, layer graph."""

@@ -1,0 +1,1 @@
+"""Where models, example inputs and images come from; timm, torchvision and pillow are optional."""

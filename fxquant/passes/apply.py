@@ -1,0 +1,182 @@
+"""Carry the plan out: weights become int buffers, activations pass q/dq pairs, casts go in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from fxquant.errors import PlanError
+from fxquant.graph.layers import Layer
+from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, prune
+from fxquant.passes.casts import cast_attention
+from fxquant.pipeline.base import Pass
+from fxquant.pipeline.plan import Plan
+from fxquant.pipeline.state import Fact, State
+from fxquant.quant import ops
+from fxquant.quant.qparams import QParams
+from fxquant.quant.scheme import Scheme
+from fxquant.quant.uniform import quantize
+from fxquant.quant.weight import weight_qparams
+
+
+@dataclass(frozen=True)
+class Apply(Pass):
+    """``linear(x, W) -> linear(dq(q(x)), dq(Wq))`` at every layer the plan quantizes.
+
+    Equal quantizers of one tensor are made once; a weight used by several layers is stored once.
+    """
+
+    name: ClassVar[str] = "apply"
+    needs: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.GRAPH, Fact.LAYERS, Fact.PLAN, Fact.STATISTICS}
+    )
+    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.GRAPH, Fact.QUANTIZED})
+
+    def run(self, state: State) -> State:
+        """Set ``graph`` to a quantized copy; the float graph is left as it was."""
+        source = state.graph
+        graph_module = GraphModule(source, copy.deepcopy(source.graph))
+        _Rewriter(graph_module, state.plan, state.statistics).run(state.layers)
+        prune(graph_module)
+        return state.having(Fact.GRAPH, graph_module).having(Fact.QUANTIZED, True)
+
+
+class _Rewriter:
+    """One application of a plan to one graph; remembers what was already inserted."""
+
+    def __init__(
+        self, graph_module: GraphModule, plan: Plan, statistics: Mapping[str, QParams]
+    ) -> None:
+        self.graph_module = graph_module
+        self.plan = plan
+        self.statistics = statistics
+        self.nodes = {node.name: node for node in graph_module.graph.nodes}
+        self.quantized_inputs: dict[tuple[Node, Scheme, float, int], Node] = {}
+        self.quantized_weights: dict[tuple[str, Scheme], tuple[str, str]] = {}
+
+    def run(self, layers: tuple[Layer, ...]) -> None:
+        """Rewrite every weighted layer, then attention."""
+        for layer in layers:
+            if layer.kind in {"linear", "conv"}:
+                self._weighted(layer)
+        attention = [
+            self.nodes[layer.node]
+            for layer in layers
+            if layer.kind == "attention"
+            and (decision := self.plan.get(layer.name, "input")) is not None
+            and decision.compute == "bfloat16"
+        ]
+        cast_attention(self.graph_module, attention)
+
+    def _weighted(self, layer: Layer) -> None:
+        weight, x = self.plan[f"{layer.name}:weight"].scheme, self.plan[f"{layer.name}:input"].scheme
+        if (weight is None) != (x is None):
+            raise PlanError(
+                "a layer is quantized on one side only",
+                where=layer.name,
+                why="there is no kernel for it, so it would only be simulated",
+                fix="give both layer:input and layer:weight a scheme, or neither",
+            )
+        if weight is None or x is None:
+            return
+        node = self.nodes[layer.node]
+        node.update_arg(1, self._weight(layer, node, weight))
+        node.update_arg(0, self._input(layer, node, x))
+
+    def _weight(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
+        source = node.args[1]
+        value = constant_of(self.graph_module, source)
+        assert isinstance(source, Node) and value is not None
+        key = (str(source.target), scheme)
+        if key in self.quantized_weights:
+            names = self.quantized_weights[key]
+            with self.graph_module.graph.inserting_before(node):
+                codes, scale = (self.graph_module.graph.get_attr(name) for name in names)
+            for made, name in ((codes, names[0]), (scale, names[1])):
+                made.meta.update(self.nodes[name].meta)
+        else:
+            qparams = weight_qparams(value, scheme, where=f"{layer.name}:weight")
+            base = attribute_name(layer.name, "weight")
+            stored = quantize(value, qparams)
+            codes = add_buffer(self.graph_module, base, stored, like=node, before=node)
+            scale = add_buffer(
+                self.graph_module, base + "_scale", qparams.scale, like=node, before=node
+            )
+            self.quantized_weights[key] = (str(codes.target), str(scale.target))
+            self.nodes |= {str(codes.target): codes, str(scale.target): scale}
+        return _dequantize_weight(self.graph_module, node, codes, scale, scheme)
+
+    def _input(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        scale, zero_point = 0.0, 0
+        if scheme.rule != "dynamic":
+            qparams = self.statistics.get(f"{layer.name}:input")
+            if qparams is None or qparams.scheme != scheme:
+                raise PlanError(
+                    "the plan was changed after calibration",
+                    where=f"{layer.name}:input",
+                    fix="run the pass that changes it before 'calibrate'",
+                )
+            scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+        key = (source, scheme, scale, zero_point)
+        if key not in self.quantized_inputs:
+            before = _after(source)
+            with self.graph_module.graph.inserting_before(before):
+                self.quantized_inputs[key] = _quantize_dequantize(
+                    self.graph_module, node, source, scheme, scale, zero_point
+                )
+        return self.quantized_inputs[key]
+
+
+def _after(node: Node) -> Node:
+    """The place right after a node (placeholders stay together at the top)."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _dequantize_weight(
+    graph_module: GraphModule, node: Node, codes: Node, scale: Node, scheme: Scheme
+) -> Node:
+    ends = (scheme.quant_min, scheme.quant_max)
+    with graph_module.graph.inserting_before(node):
+        if scheme.granularity == "group":
+            arguments = (codes, scale, None, *ends, scheme.dtype, scheme.group_size)
+            return call(graph_module, ops.dequantize_per_channel_group, arguments, like=node)
+        if scheme.granularity == "tensor":
+            value = constant_of(graph_module, scale)
+            assert value is not None
+            tensor_arguments = (codes, float(value), 0, *ends, scheme.dtype)
+            return call(graph_module, ops.dequantize_per_tensor, tensor_arguments, like=node)
+        channel_arguments = (codes, scale, None, 0, *ends, scheme.dtype)
+        return call(graph_module, ops.dequantize_per_channel, channel_arguments, like=node)
+
+
+def _quantize_dequantize(
+    graph_module: GraphModule,
+    node: Node,
+    source: Node,
+    scheme: Scheme,
+    scale: float,
+    zero_point: int,
+) -> Node:
+    ends = (scheme.quant_min, scheme.quant_max)
+    if scheme.rule == "dynamic":
+        triple = call(
+            graph_module, ops.quantize_per_token, (source, *ends, scheme.dtype), like=node
+        )
+        import operator
+
+        parts = tuple(
+            call(graph_module, operator.getitem, (triple, i), like=node) for i in range(3)
+        )
+        return call(graph_module, ops.dequantize_per_token, parts, like=node)
+    parameters = (scale, zero_point, *ends, scheme.dtype)
+    codes = call(graph_module, ops.quantize_per_tensor, (source, *parameters), like=node)
+    return call(graph_module, ops.dequantize_per_tensor, (codes, *parameters), like=node)

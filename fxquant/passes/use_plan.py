@@ -1,0 +1,61 @@
+"""Carry out a plan that was made before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxquant.errors import PlanError
+from fxquant.graph.site import Site
+from fxquant.pipeline.base import Pass
+from fxquant.pipeline.plan import Plan
+from fxquant.pipeline.state import Fact, State
+
+
+@dataclass(frozen=True)
+class UsePlan(Pass):
+    """Take ``plan`` as it is, after checking that it speaks of exactly this model's layers."""
+
+    plan: Plan
+
+    name: ClassVar[str] = "use_plan"
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.LAYERS, Fact.TARGET})
+    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
+
+    def run(self, state: State) -> State:
+        """Set ``plan``; raises :class:`PlanError` naming a site that does not fit."""
+        weighted = [la for la in state.layers if la.kind in {"linear", "conv"}]
+        wanted = {Site(layer.name, slot) for layer in weighted for slot in ("input", "weight")}
+        missing = sorted(str(site) for site in wanted if site not in self.plan.decisions)
+        layers = {layer.name for layer in state.layers}
+        foreign = sorted(str(site) for site in self.plan if site.layer not in layers)
+        if missing or foreign:
+            raise PlanError(
+                "the plan was made for another model",
+                where=(missing or foreign)[0],
+                why=f"{len(missing)} sites are missing and {len(foreign)} are unknown",
+                fix="make a plan for this model with fxquant.quantize(model, ...).plan",
+            )
+        self._check_widths(state)
+        return state.having(Fact.PLAN, self.plan)
+
+    def _check_widths(self, state: State) -> None:
+        for site, decision in self.plan.decisions.items():
+            scheme = decision.scheme
+            if scheme is not None and (site.slot == "weight") != scheme.symmetric:
+                raise PlanError(
+                    f"scheme {scheme.text()} does not fit its site",
+                    where=str(site),
+                    fix="weights take symmetric (s...) schemes, inputs affine (a...) ones",
+                )
+            if (
+                scheme is not None
+                and site.slot == "input"
+                and state.target.activation_bits < scheme.bits <= 8
+            ):
+                raise PlanError(
+                    f"{scheme.bits}-bit activations saturate on {state.target.machine}",
+                    where=str(site),
+                    why="the plan was made for a machine with VNNI",
+                    fix="plan anew on this machine, or use backend='reference'",
+                )

@@ -1,0 +1,1 @@
+"""What flows between passes and how passes are strung together."""

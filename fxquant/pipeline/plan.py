@@ -1,0 +1,148 @@
+"""Every decision as plain data: for each site a scheme or a float type, with the reason."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from fxquant.errors import PlanError, SchemeError
+from fxquant.graph.site import Site
+from fxquant.pipeline.target import Target
+from fxquant.quant.scheme import Scheme
+
+VERSION = 1
+ComputeType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """``scheme`` of a quantized site, or None and the float type it computes in; and why."""
+
+    scheme: Scheme | None = None
+    compute: ComputeType = "float32"
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        """``{"scheme": text}`` or ``{"compute": type}``, with ``reason``."""
+        if self.scheme is not None:
+            return {"scheme": self.scheme.text(), "reason": self.reason}
+        return {"compute": self.compute, "reason": self.reason}
+
+    @staticmethod
+    def from_json(site: str, data: Any) -> Decision:
+        """Read one entry; raises :class:`PlanError` naming the site."""
+        place = f"plan, site {site}"
+        if not isinstance(data, dict):
+            raise PlanError("a decision must be a mapping", where=place)
+        unknown = set(data) - {"scheme", "compute", "reason"}
+        if unknown or ("scheme" in data) == ("compute" in data):
+            raise PlanError(
+                f"a decision has one of scheme and compute, and a reason; found {sorted(data)}",
+                where=place,
+            )
+        reason = data.get("reason", "edited plan")
+        if "compute" in data:
+            if data["compute"] not in ("float32", "bfloat16"):
+                raise PlanError(
+                    f"unknown compute type {data['compute']!r}",
+                    where=place,
+                    fix="use float32 or bfloat16",
+                )
+            return Decision(compute=data["compute"], reason=str(reason))
+        try:
+            return Decision(scheme=Scheme.parse(data["scheme"]), reason=str(reason))
+        except SchemeError as error:
+            raise PlanError(error.what, where=place, why=error.why, fix=error.fix) from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Site to decision, made for ``target``. Immutable; ``with_decision`` gives a changed copy."""
+
+    decisions: Mapping[Site, Decision]
+    target: Target
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decisions", MappingProxyType(dict(self.decisions)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self  # immutable all the way down
+
+    def __getitem__(self, site: Site | str) -> Decision:
+        key = Site.parse(site) if isinstance(site, str) else site
+        if key not in self.decisions:
+            near = difflib.get_close_matches(str(key), [str(s) for s in self.decisions], n=1)
+            raise PlanError(
+                f"the plan holds no site {key}",
+                fix=f"did you mean {near[0]}?" if near else "see plan.decisions for all sites",
+            )
+        return self.decisions[key]
+
+    def get(self, layer: str, slot: str) -> Decision | None:
+        """Decision for a site, or None."""
+        return self.decisions.get(Site(layer, slot))
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.decisions)
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    def with_decision(self, site: Site | str, decision: Decision) -> Plan:
+        """A copy in which an existing site is decided anew."""
+        key = Site.parse(site) if isinstance(site, str) else site
+        self[key]
+        return replace(self, decisions={**self.decisions, key: decision})
+
+    def layer_is_quantized(self, layer: str) -> bool:
+        """Whether both the input and the weight of a weighted layer carry a scheme."""
+        ends = (self.get(layer, "input"), self.get(layer, "weight"))
+        return all(end is not None and end.scheme is not None for end in ends)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, sites in graph order."""
+        return {
+            "fxquant_plan": VERSION,
+            "recipe": self.recipe,
+            "target": self.target.to_json(),
+            "decisions": {str(site): d.to_json() for site, d in self.decisions.items()},
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> Plan:
+        """Read :meth:`to_json` back, checking every entry."""
+        if not isinstance(data, dict) or "fxquant_plan" not in data:
+            raise PlanError("this is not a fxquant plan", fix="write one with plan.save(path)")
+        if data["fxquant_plan"] != VERSION:
+            raise PlanError(
+                f"plan version {data['fxquant_plan']!r} is not {VERSION}",
+                fix="read it with the fxquant that wrote it, or plan anew",
+            )
+        if set(data) != {"fxquant_plan", "recipe", "target", "decisions"} or not isinstance(
+            data["decisions"], dict
+        ):
+            raise PlanError("the plan's keys are wrong", where=", ".join(map(str, sorted(data))))
+        decisions = {
+            Site.parse(site): Decision.from_json(site, entry)
+            for site, entry in data["decisions"].items()
+        }
+        return Plan(decisions, Target.from_json(data["target"]), str(data["recipe"]))
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read JSON; raises :class:`PlanError` for anything that is not a sound plan."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise PlanError("cannot read the plan", where=str(path), why=str(error)) from error
+        return Plan.from_json(data)

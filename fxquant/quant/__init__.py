@@ -1,0 +1,1 @@
+"""Numbers without graphs: schemes, parameters, quantizers, observers, calibration data, metrics."""

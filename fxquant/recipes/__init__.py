@@ -1,0 +1,1 @@
+"""Recipes that ship with fxquant, one YAML file each."""

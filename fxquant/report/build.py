@@ -1,0 +1,50 @@
+"""Rows from layers, plan and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fxquant.graph.layers import Layer
+from fxquant.pipeline.plan import Decision, Plan
+from fxquant.report.model import Row
+
+SIMULATED = "float32, int8 simulated"
+
+
+def _float_kernel(decision: Decision | None) -> tuple[str, str]:
+    if decision is None:
+        return "float32", "elementwise, not quantized"
+    return decision.compute, decision.reason
+
+
+def build_rows(
+    layers: tuple[Layer, ...], plan: Plan, measurements: Mapping[str, float]
+) -> tuple[Row, ...]:
+    """One row per layer of a quantized graph that is not lowered yet."""
+    return tuple(_row(layer, plan, measurements.get(layer.name)) for layer in layers)
+
+
+def _row(layer: Layer, plan: Plan, sqnr: float | None) -> Row:
+    x = plan.get(layer.name, "input") or plan.get(layer.name, "lhs")
+    weight = plan.get(layer.name, "weight")
+    quantized = layer.kind in {"linear", "conv"} and plan.layer_is_quantized(layer.name)
+    bits = weight.scheme.bits if quantized and weight and weight.scheme else 32
+    kernel, reason = _float_kernel(x)
+    if quantized and x is not None:
+        kernel = SIMULATED
+        reason = "" if x.reason.startswith("default") else x.reason
+    return Row(
+        layer=layer.name,
+        role=layer.role,
+        source=layer.source,
+        input_shape=layer.input_shape,
+        output_shape=layer.output_shape,
+        macs=layer.macs,
+        float_bytes=layer.weight_elements * 4,
+        bytes=layer.weight_elements * (4 if bits == 32 else 2 if bits == 16 else 1),
+        input_scheme=x.scheme.text() if x and x.scheme else "",
+        weight_scheme=weight.scheme.text() if weight and weight.scheme else "",
+        sqnr_db=sqnr,
+        kernel=kernel,
+        reason=reason,
+    )
