@@ -1,6 +1,6 @@
 """fxquant: one call from a PyTorch vision transformer to an int8 graph that really runs."""
 
-from fxquant.api import compile, load, lower, quantize  # noqa: A004
+from fxquant.api import compile, load, lower, quantize
 from fxquant.backends.reference.trainable import freeze, trainable
 from fxquant.capture import capture
 from fxquant.errors import FxquantError, FxquantWarning

@@ -111,7 +111,7 @@ def lower(
     return get_backend(backend).lower(quantized, strict=strict, executor=executor)
 
 
-def compile(  # noqa: A001  (the verb users look for)
+def compile(
     model: nn.Module,
     *,
     calibration: Any = None,
@@ -126,9 +126,7 @@ def compile(  # noqa: A001  (the verb users look for)
     ``options`` are those of :func:`quantize`. The model is left as it was; the result is an
     ``nn.Module`` for any batch size.
     """
-    quantized = quantize(
-        model, calibration=calibration, recipe=recipe, backend=backend, **options
-    )
+    quantized = quantize(model, calibration=calibration, recipe=recipe, backend=backend, **options)
     return lower(quantized, backend=backend, strict=strict, executor=executor)
 
 

@@ -55,7 +55,9 @@ class Recipe:
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with fxquant."""
     folder = files("fxquant.recipes")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def recipe(name: str | Path | Recipe) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxquant.artifact.checks import brief, integer, unsound
+from fxquant.artifact.checks import brief, integer, unsound, unstorable
 
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -46,12 +46,14 @@ _TYPES = {
     torch.device: "device",
 }
 # Every text that an allowed operator takes: approximations, paddings, roundings, index orders.
-_WORDS = frozenset(
-    "none tanh same valid constant reflect replicate circular floor trunc ij xy "
-    "linear bilinear nearest bicubic".split()
-)
+# fmt: off
+_WORDS = frozenset({
+    "none", "tanh", "same", "valid", "constant", "reflect", "replicate", "circular", "floor",
+    "trunc", "ij", "xy",
+})
+# fmt: on
 _EQUATION = re.compile(r"[A-Za-z, ]{1,100}(?:->[A-Za-z ]{0,100})?")  # of einsum
-_HEX_FLOAT = re.compile(r"-?(?:inf|nan|0x[01]\.[0-9a-f]{1,13}p[+-]\d{1,4})")
+_HEX_FLOAT = re.compile(r"-?(?:inf|nan|0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4})")
 _DEEPEST = 4
 
 
@@ -60,13 +62,13 @@ def encode_argument(value: Any, *, where: str) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return integer(int(value), where=where)
+        return int(value)
     if isinstance(value, float):
         return {"float": value.hex()}
     if isinstance(value, Node):
         return {"node": value.name}
     if isinstance(value, str):
-        return {"text": _word(value, where=where)}
+        return {"text": value}
     if isinstance(value, (list, tuple)):
         members = [encode_argument(member, where=where) for member in value]
         return members if isinstance(value, list) else {"tuple": members}
@@ -75,7 +77,7 @@ def encode_argument(value: Any, *, where: str) -> Any:
         for name, known in _TABLES[tag].items():
             if value == known:
                 return {tag: name}
-    raise unsound(f"an argument {type(value).__name__} {value} cannot be stored", where=where)
+    raise unstorable(f"an argument {type(value).__name__} {value}", where=where)
 
 
 def decode_argument(
@@ -91,8 +93,7 @@ def decode_argument(
         if not isinstance(inner, list) or depth >= _DEEPEST:
             raise unsound("a list argument is malformed or nested too deeply", where=where)
         members = [
-            decode_argument(m, nodes, takes_text=False, where=where, depth=depth + 1)
-            for m in inner
+            decode_argument(m, nodes, takes_text=False, where=where, depth=depth + 1) for m in inner
         ]
         return members if tag == "list" else tuple(members)
     if not isinstance(inner, str):

@@ -19,15 +19,18 @@ from fxquant.errors import ArtifactError
 
 LARGEST_INTEGER = 2**63 - 1
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}")
-_LABEL = re.compile(r"[A-Za-z0-9_.\-]{0,500}")
-_SOURCE = re.compile(r"(?:[A-Za-z0-9_.\-+ <>]{1,300}/)?[A-Za-z0-9_.\-+ <>]{1,300}:\d{1,9}")
+_LABEL = re.compile(r"[^\"'\\]{0,500}")
+_SOURCE = re.compile(r"(?:[A-Za-z0-9_.\-+ <>]{1,300}/)?[A-Za-z0-9_.\-+ <>]{1,300}:[0-9]{1,9}")
 # What the generated code itself refers to: a value of that name would hide it.
-_RESERVED = frozenset(
-    "self torch pytree fx_pytree device inf nan NoneType operator math getattr slice".split()
-)
+# fmt: off
+_RESERVED = frozenset({
+    "self", "torch", "pytree", "fx_pytree", "device", "inf", "nan", "NoneType", "operator", "math",
+    "getattr", "slice",
+})
+# fmt: on
 # What torch.export's modules and torch.fx set on an instance rather than on the class.
 _INSTANCE_ATTRIBUTES = frozenset(
-    "_in_spec _out_spec shape_env range_constraints validate_inputs".split()
+    {"_in_spec", "_out_spec", "shape_env", "range_constraints", "validate_inputs"}
 )
 
 
@@ -38,6 +41,16 @@ def unsound(why: str, *, where: str) -> ArtifactError:
         where=where,
         why=why,
         fix="use a file as fxquant wrote it; this one is damaged, or was altered by hand",
+    )
+
+
+def unstorable(what: str, *, where: str, why: str = "") -> ArtifactError:
+    """The error for a graph that an artifact has no form for."""
+    return ArtifactError(
+        f"{what} cannot be stored in an artifact",
+        where=where,
+        why=why,
+        fix="rewrite this part of the model with ordinary tensors and operations",
     )
 
 
@@ -91,9 +104,10 @@ def identifier(value: Any, *, where: str) -> str:
 
 def layer_label(value: Any, *, where: str) -> str:
     """``value`` as a layer name: torch.fx can be told to print ``meta`` into the code it runs."""
-    if not isinstance(value, str) or _LABEL.fullmatch(value) is None:
+    sound = isinstance(value, str) and value.isprintable() and _LABEL.fullmatch(value)
+    if not sound:
         raise unsound(f"{brief(value)} is not a layer", where=where)
-    return value
+    return str(value)
 
 
 def source_label(value: Any, *, where: str) -> str:

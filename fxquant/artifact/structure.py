@@ -9,8 +9,7 @@ from typing import Any
 
 import torch.utils._pytree as pytree
 
-from fxquant.artifact.checks import brief, items, mapping, text, unsound
-from fxquant.errors import ArtifactError
+from fxquant.artifact.checks import brief, items, mapping, text, unsound, unstorable
 
 _LEAF = "*"
 _DEEPEST = 16
@@ -28,12 +27,10 @@ def encode_structure(spec: pytree.TreeSpec, *, where: str) -> Any:
         return {"list": children}
     if spec.type is dict and all(isinstance(key, str) for key in spec.context):
         return {"dict": [list(pair) for pair in zip(spec.context, children, strict=True)]}
-    raise ArtifactError(
-        f"a model that takes or returns {getattr(spec.type, '__name__', spec.type)} "
-        "cannot be stored",
+    raise unstorable(
+        f"a model that takes or returns {getattr(spec.type, '__name__', spec.type)}",
         where=where,
         why="an artifact knows tensors in tuples, lists and dicts with text keys",
-        fix="wrap the model so that it takes and returns these",
     )
 
 

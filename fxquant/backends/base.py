@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 from torch.fx import Node
@@ -62,12 +62,11 @@ def get_backend(name: str) -> Backend:
     made: Any = found[0].load()()
     if not isinstance(made, Backend):
         raise BackendError(f"{found[0].value} does not implement the Backend protocol")
-    backend = cast(Backend, made)
-    support = backend.available()
+    support = made.available()
     if not support.ok:
         raise BackendError(
             f"backend {name!r} cannot run on this machine",
             why=support.reason,
             fix="use backend='reference', which runs everywhere but simulates int8 in float",
         )
-    return backend
+    return made

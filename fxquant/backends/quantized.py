@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.backends.frozen import Frozen
-from fxquant.graph.tensors import tensor_at
+from fxquant.graph.tensors import copy_graph, tensor_at
 from fxquant.pipeline.plan import Plan
 from fxquant.report import Report
 
@@ -43,14 +43,19 @@ class QuantizedModule(Frozen, GraphModule):
         """Text difference of the graph made by each pass, where it was asked for."""
         return dict(self.meta[_KEY].get("diffs", {}))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
+        extra = {key: v for key, v in self.meta[_KEY].items() if key not in {"plan", "report"}}
+        twin = quantized_module(self, self.plan, self.report, **extra)
+        for name, buffer in twin.named_buffers():
+            buffer.data = tensor_at(self, name).clone()
+        return twin
+
     def save(self, path: str | Path) -> None:
         """Write a ``.fxq`` artifact that :func:`fxquant.load` reads back bit-equal."""
         save(self, path, backend="reference", report=self.report)
 
 
-def save(
-    quantized: QuantizedModule, path: str | Path, *, backend: str, report: Report
-) -> None:
+def save(quantized: QuantizedModule, path: str | Path, *, backend: str, report: Report) -> None:
     """Write the portable graph, marked for ``backend``: packed weights are made anew at load."""
     from fxquant.artifact import write
 
@@ -72,15 +77,20 @@ def quantized_module(
     """A :class:`QuantizedModule` with tensors of its own, so that no later change to the float
     model reaches it."""
     targets = [str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"]
-    tensors = {name: tensor_at(graph_module, name).detach().clone() for name in targets}
-    graph = copy.deepcopy(graph_module.graph)
-    module = QuantizedModule(tensors, graph, class_name="QuantizedModule")  # type: ignore[arg-type]
+    tensors = {name: _own(tensor_at(graph_module, name)) for name in targets}
+    graph = copy_graph(graph_module.graph)
+    module = QuantizedModule(tensors, graph, class_name="QuantizedModule")
     for name, tensor in tensors.items():
         _as_buffer(module, name, tensor)
     module.meta[_KEY] = {"plan": plan, "report": report, **extra}
     module.eval()
     module.training = False
     return module
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Integer codes were made here already; floating tensors may be the float model's own."""
+    return tensor.detach().clone() if tensor.is_floating_point() else tensor.detach()
 
 
 def _as_buffer(module: GraphModule, name: str, tensor: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +23,21 @@ _LARGEST_CONSTANT = 2**26  # elements; anything larger is cheaper to recompute t
 def _identity(node: Node) -> bool:
     target, args = node.target, node.args
     if target is aten.dropout.default:
-        return not args[2]
+        return args[2] is False
     if target in {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}:
         return True
     if target in {aten.clone.default, aten.contiguous.default}:
         return True
     if target is aten.slice.Tensor:
         step = args[4] if len(args) > 4 else 1
-        return args[2:4] == (0, sys.maxsize) and step == 1
+        return bool(args[2:4] == (0, sys.maxsize) and step == 1)
     if target in {aten.to.dtype, aten.to.device, aten._to_copy.default, aten.to.dtype_layout}:
         source, value = node.args[0], node.meta.get("val")
         assert isinstance(source, Node)
         return isinstance(value, Tensor) and source.meta["val"].dtype == value.dtype
     if target is aten.pad.default:
-        return not any(args[1])
+        padding = args[1]
+        return isinstance(padding, (list, tuple)) and not any(padding)
     if target in {aten.expand.default, aten.reshape.default} and isinstance(args[0], Node):
         before, after = args[0].meta["val"].shape, node.meta["val"].shape
         return [str(size) for size in before] == [str(size) for size in after]
@@ -69,10 +70,12 @@ def unify_spellings(graph_module: GraphModule) -> None:
             _matmul_to_linear(graph_module, node)
         elif node.target is aten.addmm.default and len(node.kwargs) == 0:
             _addmm_to_linear(graph_module, node)
+        elif node.target is aten.addcmul.default and len(node.kwargs) == 0:
+            _addcmul_to_sum(graph_module, node)
 
 
 def name_tracer_constants(graph_module: GraphModule) -> None:
-    """Tensors that a tracer numbered (``_tensor_constant3``) are called after their first reader."""
+    """``_tensor_constant3`` and its like are named after their first reader."""
     for node in list(graph_module.graph.nodes):
         if node.op == "get_attr" and _TRACER_CONSTANT.fullmatch(str(node.target)) and node.users:
             value = constant_of(graph_module, node)
@@ -147,6 +150,15 @@ def _addmm_to_linear(graph_module: GraphModule, node: Node) -> None:
     _to_linear(graph_module, node, x, weight, str(weight_node.target), bias)
 
 
+def _addcmul_to_sum(graph_module: GraphModule, node: Node) -> None:
+    """``addcmul(c, a, b) -> c + a b``, the spelling of every other affine."""
+    with graph_module.graph.inserting_before(node):
+        product = call(graph_module, aten.mul.Tensor, node.args[1:3], like=node)
+        total = call(graph_module, aten.add.Tensor, (product, node.args[0]), like=node)
+    node.replace_all_uses_with(total)
+    graph_module.graph.erase_node(node)
+
+
 def _to_linear(
     graph_module: GraphModule, node: Node, x: object, weight: Tensor, name: str, bias: object
 ) -> None:
@@ -168,17 +180,17 @@ def fold_constants(graph_module: GraphModule) -> None:
     """Evaluate every subgraph that no input reaches (position tables, masks) into a buffer."""
     graph = graph_module.graph
     variable = depends_on_input(graph)
-    values: dict[Node, object] = {}
+    values: dict[Node, Any] = {}
 
-    def value_of(node: Node) -> object:
+    def value_of(node: Node) -> Any:
         if node not in values:
             if node.op == "get_attr":
                 values[node] = constant_of(graph_module, node)
             else:
                 args = torch.fx.node.map_arg(node.args, value_of)
                 kwargs = torch.fx.node.map_arg(node.kwargs, value_of)
-                assert isinstance(node.target, Callable)  # type: ignore[arg-type]
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                target: Any = node.target
+                values[node] = target(*args, **kwargs)
         return values[node]
 
     for node in list(graph.nodes):

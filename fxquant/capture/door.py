@@ -33,7 +33,7 @@ def capture(model: nn.Module, example: Any) -> GraphModule:
     args, kwargs = normalize_example(example)
     check_inputs(args, kwargs)
     args, kwargs = pytree.tree_map(at_least_two, (args, kwargs))
-    door = replayable(model) if type(model).__name__.startswith("GraphModule") else model
+    door = replayable(model) if isinstance(model, GraphModule) else model
     graph_module = export_graph(door, args, kwargs)
     graph = graph_module.graph
     record_provenance(graph)

@@ -10,7 +10,9 @@ from functools import lru_cache
 from torch.fx import Graph, Node
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_NOT_THE_MODEL = re.compile(r"[/\\]torch[/\\]|^torch[/\\]|<eval_with_key>|[/\\]fxquant[/\\]capture[/\\]")
+_NOT_THE_MODEL = re.compile(
+    r"[/\\]torch[/\\]|^torch[/\\]|<eval_with_key>|[/\\]fxquant[/\\]capture[/\\]"
+)
 
 
 def module_path(node: Node) -> str:

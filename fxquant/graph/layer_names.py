@@ -61,8 +61,8 @@ def name_layers(graph_module: GraphModule) -> None:
     calls: Counter[str] = Counter()
     for node in noted:
         name = wanted[node]
-        by_weight = node.target in WEIGHTED and weight_layer(node) is not None
-        if not by_weight and (kinds[name] > 1 or name in parents or not name):
+        weighted = node.target in WEIGHTED and weight_layer(node) is not None
+        if not weighted and (kinds[name] > 1 or name in parents or not name):
             name = f"{name}.{_SUFFIX[node.target]}".lstrip(".")
         calls[name] += 1
         node.meta["layer"] = name if calls[name] == 1 else f"{name}@{calls[name]}"

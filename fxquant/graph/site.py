@@ -33,9 +33,7 @@ class Site:
         """Read ``layer:slot``."""
         layer, colon, slot = text.rpartition(":")
         if not colon:
-            raise PlanError(
-                f"not a site: {text!r}", fix="write layer:slot, for example head:input"
-            )
+            raise PlanError(f"not a site: {text!r}", fix="write layer:slot, for example head:input")
         return Site(layer, slot)
 
     def matches(self, glob: str) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 
 def tensor_at(module: nn.Module, target: str) -> Tensor:
@@ -86,8 +88,16 @@ def call(
     fake_args = torch.fx.node.map_aggregate(args, _value)
     fake_kwargs = torch.fx.node.map_aggregate(kwargs, _value)
     with fake_mode_of(graph_module), torch.no_grad():
-        val = target(*fake_args, **fake_kwargs)  # type: ignore[misc]
+        val = target(*fake_args, **fake_kwargs)
     return inherit(node, like, val=val)
+
+
+def copy_graph(graph: Graph) -> Graph:
+    """A deep copy of a graph, its argument structure included."""
+    with warnings.catch_warnings():
+        # torch copies its own tree specification through a deprecated spelling
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(graph)
 
 
 def prune(graph_module: GraphModule) -> None:

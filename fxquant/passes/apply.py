@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import PlanError
 from fxquant.graph.layers import Layer
-from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, prune
+from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, copy_graph, prune
 from fxquant.passes.casts import cast_attention
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
@@ -19,8 +19,7 @@ from fxquant.pipeline.state import Fact, State
 from fxquant.quant import ops
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme
-from fxquant.quant.uniform import quantize
-from fxquant.quant.weight import weight_qparams
+from fxquant.quant.weight import weight_codes, weight_qparams
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Apply(Pass):
     def run(self, state: State) -> State:
         """Set ``graph`` to a quantized copy; the float graph is left as it was."""
         source = state.graph
-        graph_module = GraphModule(source, copy.deepcopy(source.graph))
+        graph_module = GraphModule(source, copy_graph(source.graph))
         _Rewriter(graph_module, state.plan, state.statistics).run(state.layers)
         prune(graph_module)
         return state.having(Fact.GRAPH, graph_module).having(Fact.QUANTIZED, True)
@@ -73,7 +72,10 @@ class _Rewriter:
         cast_attention(self.graph_module, attention)
 
     def _weighted(self, layer: Layer) -> None:
-        weight, x = self.plan[f"{layer.name}:weight"].scheme, self.plan[f"{layer.name}:input"].scheme
+        weight, x = (
+            self.plan[f"{layer.name}:weight"].scheme,
+            self.plan[f"{layer.name}:input"].scheme,
+        )
         if (weight is None) != (x is None):
             raise PlanError(
                 "a layer is quantized on one side only",
@@ -90,7 +92,8 @@ class _Rewriter:
     def _weight(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
         source = node.args[1]
         value = constant_of(self.graph_module, source)
-        assert isinstance(source, Node) and value is not None
+        assert isinstance(source, Node)
+        assert value is not None
         key = (str(source.target), scheme)
         if key in self.quantized_weights:
             names = self.quantized_weights[key]
@@ -101,7 +104,7 @@ class _Rewriter:
         else:
             qparams = weight_qparams(value, scheme, where=f"{layer.name}:weight")
             base = attribute_name(layer.name, "weight")
-            stored = quantize(value, qparams)
+            stored = weight_codes(value, qparams)
             codes = add_buffer(self.graph_module, base, stored, like=node, before=node)
             scale = add_buffer(
                 self.graph_module, base + "_scale", qparams.scale, like=node, before=node
@@ -171,8 +174,6 @@ def _quantize_dequantize(
         triple = call(
             graph_module, ops.quantize_per_token, (source, *ends, scheme.dtype), like=node
         )
-        import operator
-
         parts = tuple(
             call(graph_module, operator.getitem, (triple, i), like=node) for i in range(3)
         )

@@ -28,9 +28,7 @@ def observing(observer: Observer, site: str, source: str) -> Callable[[Tensor], 
             observer.update(x)
         except CalibrationError as error:
             place = f"{site}, {source}" if source else site
-            raise CalibrationError(
-                error.what, where=place, why=error.why, fix=error.fix
-            ) from error
+            raise CalibrationError(error.what, where=place, why=error.why, fix=error.fix) from error
 
     return update
 

@@ -31,25 +31,28 @@ def cast_attention(graph_module: GraphModule, attention: list[Node]) -> None:
     for node in attention:
         with graph_module.graph.inserting_after(node):
             back = call(graph_module, aten.to.dtype, (node, torch.float32), like=node)
-        node.replace_all_uses_with(back, delete_user_cb=lambda user, b=back: user is not b)
+        _replace_except(node, back)
         node.meta["val"] = node.meta["val"].to(torch.bfloat16)
         back.meta["val"] = back.meta["val"].to(torch.float32)
 
 
-def _cast_operand(
-    graph_module: GraphModule, node: Node, operand: Node, chosen: set[Node]
-) -> None:
+def _cast_operand(graph_module: GraphModule, node: Node, operand: Node, chosen: set[Node]) -> None:
     source = origin(operand)
     hoistable = source.op == "call_function" and isinstance(source.meta["val"], Tensor)
     if hoistable and all(_is_operand(user, via, chosen) for user, via in consumers(source)):
         with graph_module.graph.inserting_after(source):
             cast = call(graph_module, aten.to.dtype, (source, torch.bfloat16), like=source)
-        source.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+        _replace_except(source, cast)
         _retype(cast)
         return
     with graph_module.graph.inserting_before(node):
         cast = call(graph_module, aten.to.dtype, (operand, torch.bfloat16), like=node)
     node.replace_input_with(operand, cast)
+
+
+def _replace_except(node: Node, reader: Node) -> None:
+    """All readers of ``node`` read ``reader`` instead, which goes on reading ``node``."""
+    node.replace_all_uses_with(reader, delete_user_cb=lambda user: user is not reader)
 
 
 def _is_operand(user: Node, via: Node, chosen: set[Node]) -> bool:

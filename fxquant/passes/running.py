@@ -12,12 +12,23 @@ from torch.fx import GraphModule, Interpreter, Node
 aten = torch.ops.aten
 
 
+def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``aten.linear`` through oneDNN where it is built in.
+
+    On AMD torch's default library takes a path half as fast, and calibration is nothing but
+    linears; results differ in the last bits only.
+    """
+    if x.dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+    return torch.nn.functional.linear(x, weight, bias)
+
+
 class Runner(Interpreter):
     """Interprets a graph, frees values when they die, and shows chosen tensors to callbacks.
 
     ``inputs``: callback for a node's first argument, by node name; ``outputs``: for its value.
-    Linears go through oneDNN where it is built in: torch's default on AMD takes a path half as
-    fast (calibration is nothing but linears).
+    Linears go through :func:`fast_linear`.
     """
 
     def __init__(
@@ -30,7 +41,6 @@ class Runner(Interpreter):
         super().__init__(graph_module, garbage_collect_values=True)
         self._inputs = inputs or {}
         self._outputs = outputs or {}
-        self._onednn = torch.backends.mkldnn.is_available()
 
     def __call__(self, leaves: tuple[Tensor, ...]) -> Any:
         """Run on flat inputs, in placeholder order, without gradients."""
@@ -50,8 +60,6 @@ class Runner(Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """ATen, with the faster linear."""
-        if target is aten.linear.default and self._onednn and args[0].dtype is torch.float32:
-            x, weight, *rest = args
-            bias = rest[0] if rest else None
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        if target is aten.linear.default:
+            return fast_linear(*args)
         return super().call_function(target, args, kwargs)

@@ -77,6 +77,10 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
         return value if isinstance(value, hint) else from_plain(hint, value, where=where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool) == isinstance(value, bool)
+    ):
         return value
     raise PipelineError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}", where=where)

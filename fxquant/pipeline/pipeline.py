@@ -62,7 +62,8 @@ class Pipeline:
         decoder = json.JSONDecoder()
         while rest:
             head = rest.split(";", 1)[0].split("{", 1)[0]
-            name, options, rest = head.strip(), {}, rest[len(head) :].lstrip()
+            options: object = {}
+            name, rest = head.strip(), rest[len(head) :].lstrip()
             if rest.startswith("{"):
                 try:
                     options, end = decoder.raw_decode(rest)

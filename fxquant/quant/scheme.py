@@ -68,12 +68,12 @@ class Scheme:
     @property
     def quant_min(self) -> int:
         """Smallest code: symmetric codes are ``-2^(b-1) .. 2^(b-1)-1``."""
-        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+        return -(1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def quant_max(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
 
     @property
     def dtype(self) -> torch.dtype:

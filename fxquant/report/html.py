@@ -40,12 +40,13 @@ code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
 .card { background: var(--card); border: 1px solid var(--line); padding: 16px 18px; min-width: 0; }
 .grid { display: grid; gap: 0 16px; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 .wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
+@media (max-width: 1180px) { .tiles { grid-template-columns: 1fr 1fr; } }
 .tile b { display: block; font-size: 20px; line-height: 1.4; }
 svg { display: block; width: 100%; } svg text { fill: var(--dim); font-size: 11px; }
 .int8 { fill: var(--int8); } .float { fill: var(--float); } .axis { stroke: var(--line); }
 .bar { display: flex; justify-content: space-between; gap: 16px; overflow-wrap: anywhere; }
 .bar + svg { margin: 3px 0 11px; } .bar b { white-space: nowrap; } .track { fill: var(--line); }
-.dim svg { display: inline; width: 10px; margin: 0 5px 0 10px; }
+.dim svg { display: inline; width: 10px; margin: 0 5px 0 0; }
 .tools { display: flex; flex-wrap: wrap; gap: 8px 20px; margin-bottom: 12px; align-items: center; }
 [type=search] { font: inherit; padding: 5px 10px; border: 1px solid var(--line); color: inherit;
   border-radius: 7px; background: var(--page); } [hidden] { display: none !important; }
@@ -72,8 +73,7 @@ document.querySelectorAll("th").forEach((th, i, _, way = -1) => th.onclick = () 
   way = -way;
   rows.sort((p, q) => { const a = text(p, i), b = text(q, i);
     return a === "" || b === "" ? (a === "") - (b === "") : way * (isNaN(a) || isNaN(b)
-      ? a.localeCompare(b, "en", { numeric: true }) : a - b); });
-  body.append(...rows); });
+      ? a.localeCompare(b, "en", { numeric: true }) : a - b); }); body.append(...rows); });
 """
 HEAD = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -122,7 +122,7 @@ def _sqnr_chart(rows: Sequence[Row], word: str) -> str:
     lowest = ", ".join(f"<code>{_text(row.layer)}</code> {v:.1f}" for v, _, row in worst)
     limits = f" Not measured: {len(rows) - len(known)}." if len(rows) > len(known) else ""
     limits += f" Bars end at {top:g} dB." if any(v > top for v, _, _ in known) else ""
-    keys = "".join(
+    keys = " ".join(
         f'<svg height="10"><rect class="{kind}" width="10" height="10"/></svg>{name}'
         for kind, name in (("int8", word), ("float", "float"))
     )
@@ -151,7 +151,7 @@ def _row(row: Row) -> str:
     schemes = "<br>".join(_text(s) for s in (row.input_scheme, row.weight_scheme) if s) or "float"
     sizes = f"{amount(row.float_bytes, 'B')} → {amount(row.bytes, 'B')}" if row.float_bytes else ""
     why = f'<small class="why">{_text(row.reason)}</small>' if row.reason else ""
-    order = "" if row.sqnr_db is None else row.sqnr_db
+    order = "" if row.sqnr_db is None or math.isnan(row.sqnr_db) else row.sqnr_db
     return (
         f'<tr class="{FILL[row.int8]}{"" if row.macs or row.float_bytes else " minor"}">'
         f"<td><code>{_text(row.layer)}</code><small>{_text(row.role)}</small></td>"
@@ -166,13 +166,13 @@ def _tiles(report: Report, word: str) -> str:
     totals, sqnr = report.totals, report.output_sqnr_db
     ratio = f", {totals.float_bytes / totals.bytes:.2f}× smaller" if totals.bytes else ""
     tiles = {
-        f"weighted layers {word}": f"{totals.int8_layers} of {totals.layers}",
-        f"of {amount(totals.linear_macs)} linear MACs {word}": f"{totals.int8_linear_share:.1%}",
+        f"{word} weighted layers": f"{totals.int8_layers} of {totals.layers}",
+        f"{word}, of {amount(totals.linear_macs)} linear MACs": f"{totals.int8_linear_share:.1%}",
         f"weights{ratio}": f"{amount(totals.float_bytes, 'B')} → {amount(totals.bytes, 'B')}",
         "SQNR of the output": "not measured" if sqnr is None else f"{decibels(sqnr)} dB",
     }
     parts = (f'<div class="card tile"><b>{v}</b><span>{k}</span></div>' for k, v in tiles.items())
-    return f'<div class="grid">{"".join(parts)}</div>'
+    return f'<div class="grid tiles">{"".join(parts)}</div>'
 
 
 def write_html(report: Report, path: str | Path) -> None:

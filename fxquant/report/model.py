@@ -62,7 +62,7 @@ class Totals:
 class Report:
     """Rows with a header. ``simulated`` is true for the reference backend: same numbers, no speed.
 
-    ``timings``: (step, seconds). ``notes``: sentences, each with the layer or an empty string.
+    ``timings``: (step, seconds). ``notes``: (layer or empty string, sentence).
     """
 
     model: str
@@ -128,11 +128,11 @@ class Report:
 
         Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
-    def show(self) -> None:
-        """Print the table to the terminal."""
+    def show(self, *, all_layers: bool = False) -> None:
+        """Print the table; ``all_layers`` also shows norms, activations and additions."""
         from fxquant.report.terminal import show
 
-        show(self)
+        show(self, all_layers=all_layers)
 
     def to_html(self, path: str | Path) -> None:
         """Write one self-contained HTML page."""

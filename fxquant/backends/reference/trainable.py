@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.backends.quantized import QuantizedModule, quantized_module
 from fxquant.errors import FrozenModelError, InputError
-from fxquant.graph.tensors import add_buffer, attribute_name, call, inherit, prune, tensor_at
+from fxquant.graph.tensors import add_buffer, attribute_name, call, copy_graph, prune, tensor_at
 from fxquant.quant import ops
 
 aten = torch.ops.aten
@@ -30,8 +29,7 @@ def trainable(quantized: QuantizedModule) -> GraphModule:
             f"trainable takes a quantized model, not {type(quantized).__name__}",
             fix="pass the result of fxquant.quantize, or lowered.reference",
         )
-    source = copy.deepcopy(quantized)
-    module = GraphModule(source, source.graph, class_name="TrainableModule")
+    module = GraphModule(quantized, copy_graph(quantized.graph), class_name="TrainableModule")
     for node in list(module.graph.nodes):
         if node.target is ops.dequantize_per_tensor and _is(node.args[0], ops.quantize_per_tensor):
             _straight_through_static(module, node)
@@ -52,7 +50,7 @@ def freeze(module: GraphModule) -> QuantizedModule:
             "freeze takes what fxquant.trainable returned", fix="call fxquant.trainable(q) first"
         )
     info = module.meta["fxquant"]
-    source = copy.deepcopy(module)
+    source = GraphModule(module, copy_graph(module.graph))
     for node in list(source.graph.nodes):
         if _CODES in node.meta:
             _restore(source, node, *node.meta[_CODES])
@@ -110,9 +108,7 @@ def _master_weight(module: GraphModule, node: Node) -> None:
     codes = node.args[0]
     assert isinstance(codes, Node)
     code_values = tensor_at(module, str(codes.target))
-    arguments = [
-        tensor_at(module, str(a.target)) if isinstance(a, Node) else a for a in node.args
-    ]
+    arguments = [tensor_at(module, str(a.target)) if isinstance(a, Node) else a for a in node.args]
     target: Any = node.target
     master = target(*arguments).detach()
     name = attribute_name(str(node.meta["layer"]), "master")
@@ -206,7 +202,6 @@ def _restore_channel_weight(module: GraphModule, node: Node, arguments: Any) -> 
     name = attribute_name(str(node.meta["layer"]), "weight")
     held = add_buffer(module, name, codes, like=node, before=node)
     scale_node = add_buffer(module, name + "_scale", scale.clone(), like=node, before=node)
-    inherit(scale_node, node, val=scale_node.meta["val"])
     return call(module, target, (held, scale_node, *original[2:]), like=node)
 
 

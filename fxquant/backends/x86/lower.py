@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from fxquant.backends.x86.rules import Activated, Added, Bfloat16, Plain, Requan
 from fxquant.backends.x86.weights import Packer
 from fxquant.graph.normal_form import verify
 from fxquant.graph.rule import RuleSet
-from fxquant.graph.tensors import prune
+from fxquant.graph.tensors import copy_graph, prune
 
 _OUTPUT = {torch.uint8: "u8", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -33,7 +32,7 @@ class Lowered:
 
 def lower_graph(quantized: QuantizedModule) -> Lowered:
     """Apply the rules, the widest regions first; packed weights are non-persistent buffers."""
-    graph_module = GraphModule(quantized, copy.deepcopy(quantized.graph), class_name="Lowered")
+    graph_module = GraphModule(quantized, copy_graph(quantized.graph), class_name="Lowered")
     packer = Packer(graph_module)
     sweeps = (
         RuleSet((Requantized(packer),)),

@@ -47,16 +47,16 @@ def has_vnni() -> bool:
 
 def has_bfloat16() -> bool:
     """Whether bf16 products are native."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
+    return bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    )
 
 
 def target() -> Target:
     """This machine: 8-bit activations with VNNI, 7-bit without (u8 x s8 pairs would saturate)."""
     capability = torch.backends.cpu.get_cpu_capability()
     features = [capability] + [
-        name
-        for name, present in (("VNNI", has_vnni()), ("BF16", has_bfloat16()))
-        if present
+        name for name, present in (("VNNI", has_vnni()), ("BF16", has_bfloat16())) if present
     ]
     return Target(
         backend="x86",

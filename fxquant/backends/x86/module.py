@@ -78,7 +78,7 @@ class LoweredModule(Frozen, nn.Module):
         """Write a ``.fxq`` artifact: the portable graph, lowered again when loaded."""
         save(self.reference, path, backend="x86", report=self.report)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The reference's tensors: plain int8 weights, scales, biases."""
         return self.reference.state_dict(*args, **kwargs)
 

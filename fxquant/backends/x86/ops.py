@@ -7,10 +7,12 @@ constant. These thin operators let the weight be an ordinary buffer, so that a p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.ir import ExternKernel
 from torch._inductor.lowering import fallback_handler, register_lowering
 
 from fxquant.quant.ops import library
@@ -64,17 +66,25 @@ def _binary_arguments(
     bias: Any,
 ) -> tuple[Any, ...]:
     weight = (packed, w_scale, w_zero_point, other, bias)
-    output = (1.0, 0, torch.float32, 1.0, 0, "add", 1.0, "none", [], "")
+    output: tuple[Any, ...] = (1.0, 0, torch.float32, 1.0, 0, "add", 1.0, "none", [], "")
     return (x, x_scale, x_zero_point, *weight, *output)
 
 
-def _qlinear(*args: Any) -> Tensor:
-    result: Tensor = _UNARY(*_unary_arguments(*args))
+def _contiguous_binary(
+    contiguous: Callable[[Any], Any], x: Any, args: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    x_scale, x_zero_point, packed, w_scale, w_zero_point, other, bias = args
+    weight = (packed, w_scale, w_zero_point)
+    return _binary_arguments(contiguous(x), x_scale, x_zero_point, *weight, contiguous(other), bias)
+
+
+def _qlinear(x: Tensor, *args: Any) -> Tensor:
+    result: Tensor = _UNARY(*_unary_arguments(x.contiguous(), *args))
     return result
 
 
-def _qlinear_add(*args: Any) -> Tensor:
-    result: Tensor = _BINARY(*_binary_arguments(*args))
+def _qlinear_add(x: Tensor, *args: Any) -> Tensor:
+    result: Tensor = _BINARY(*_contiguous_binary(lambda t: t.contiguous(), x, args))
     return result
 
 
@@ -94,15 +104,16 @@ for _key in ("CPU", "MkldnnCPU"):  # the packed weight's own dispatch key comes 
 torch.library.register_fake("fxquant::qlinear", _qlinear_fake, lib=library)
 torch.library.register_fake("fxquant::qlinear_add", _qlinear_add_fake, lib=library)
 
+_contiguous = ExternKernel.require_contiguous  # the kernel misreads strided tensors
 _emit_unary = fallback_handler(_UNARY, add_to_fallback_set=False)
 _emit_binary = fallback_handler(_BINARY, add_to_fallback_set=False)
 
 
 @register_lowering(qlinear, type_promotion_kind=None)
-def _lower_qlinear(*args: Any) -> Any:
-    return _emit_unary(*_unary_arguments(*args))
+def _lower_qlinear(x: Any, *args: Any) -> Any:
+    return _emit_unary(*_unary_arguments(_contiguous(x), *args))
 
 
 @register_lowering(qlinear_add, type_promotion_kind=None)
-def _lower_qlinear_add(*args: Any) -> Any:
-    return _emit_binary(*_binary_arguments(*args))
+def _lower_qlinear_add(x: Any, *args: Any) -> Any:
+    return _emit_binary(*_contiguous_binary(_contiguous, x, args))

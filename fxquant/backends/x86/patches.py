@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule
 
-from fxquant.backends.x86.rules import INPUT, check_linear, emit
+from fxquant.backends.x86.rules import INPUT, check_linear, emit, substitute
 from fxquant.backends.x86.weights import Packer
 from fxquant.graph.pattern import Any_, Op, Pattern
 from fxquant.graph.rule import Decline, Match
@@ -32,16 +32,15 @@ class PatchConvolution:
 
     def check(self, graph_module: GraphModule, match: Match) -> Match | Decline:
         """No overlap, padding, dilation or groups, and patches that tile the image."""
-        given = list(match.root.args[3:])
-        stride, padding, dilation, groups = [*given, *_DEFAULTS[len(given) :]]
-        kernel = list(shape_of(match["weight"])[2:])
+        given: tuple[Any, ...] = match.root.args[3:]
+        stride, padding, dilation, groups = (*given, *_DEFAULTS[len(given) :])
+        kernel = shape_of(match["weight"])[2:]
         image = shape_of(match["input"])[2:]
-        pair = [stride, stride] if isinstance(stride, int) else list(stride)
-        if pair != kernel:
+        if tuple(stride) != kernel:
             return Decline("patches overlap or leave gaps: no int8 convolution kernel yet")
-        if any(p not in (0, [0, 0]) for p in (padding,)) or groups != 1:
+        if padding != [0, 0] or groups != 1:
             return Decline("padded or grouped convolution: no int8 kernel yet")
-        if dilation not in (1, [1, 1]) or any(n % k for n, k in zip(image, kernel, strict=True)):
+        if dilation != [1, 1] or any(n % k for n, k in zip(image, kernel, strict=True)):
             return Decline("the patches do not tile the image")
         return check_linear(graph_module, match)
 
@@ -60,4 +59,4 @@ class PatchConvolution:
         made = emit(graph_module, self.packer, match, codes=x)
         with graph_module.graph.inserting_before(like):
             back = call(graph_module, aten.permute.default, (made, [0, 3, 1, 2]), like=like)
-        like.replace_all_uses_with(back)
+        substitute(like, back)

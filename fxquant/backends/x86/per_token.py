@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.backends.x86 import ops as kernels
-from fxquant.backends.x86.rules import bias_of, unbound
+from fxquant.backends.x86.rules import bias_of, substitute, unbound
 from fxquant.backends.x86.weights import IntWeight, Packer, int_weight
 from fxquant.graph.pattern import Any_, Op, Pattern
 from fxquant.graph.rule import Decline, Match
@@ -72,4 +72,4 @@ class PerToken:
             y = call(graph_module, aten.mul.Tensor, (y, match["s"]), like=root)
             if bias_of(root) is not None:
                 y = call(graph_module, aten.add.Tensor, (y, bias_of(root)), like=root)
-        root.replace_all_uses_with(y)
+        substitute(root, y)

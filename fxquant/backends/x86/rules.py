@@ -41,6 +41,12 @@ def bias_of(node: Node) -> Any:
     return node.args[2] if len(node.args) > 2 else None
 
 
+def substitute(root: Node, made: Node) -> None:
+    """``made`` stands for ``root`` from now on, and remembers it for comparison."""
+    made.meta["replaces"] = root.name
+    root.replace_all_uses_with(made)
+
+
 def post_op(activation: Node | None) -> tuple[str, str]:
     """oneDNN's name and algorithm for an activation node."""
     if activation is None:
@@ -75,7 +81,7 @@ def emit(
 
 @dataclass(frozen=True)
 class Requantized:
-    """q(act(linear(dq(x), dq(W)))) -> qlinear(x, W, act, u8 out): codes handed on between layers."""
+    """q(act(linear(dq(x), dq(W)))) -> qlinear(x, W, act, u8 out): codes go from layer to layer."""
 
     packer: Packer
     name: ClassVar[str] = "qlinear-requantized"
@@ -96,7 +102,7 @@ class Requantized:
         scale, zero_point = match.root.args[1:3]
         output = (scale, zero_point, torch.uint8)
         made = emit(graph_module, self.packer, match, output=output, activation=match.get("act"))  # type: ignore[arg-type]
-        match.root.replace_all_uses_with(made)
+        substitute(match.root, made)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Activated:
     def rewrite(self, graph_module: GraphModule, match: Match) -> None:
         """Replace the activation by the kernel."""
         made = emit(graph_module, self.packer, match, activation=match.root)
-        match.root.replace_all_uses_with(made)
+        substitute(match.root, made)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ class Bfloat16:
     def rewrite(self, graph_module: GraphModule, match: Match) -> None:
         """Replace the cast by the kernel."""
         output = (1.0, 0, torch.bfloat16)
-        match.root.replace_all_uses_with(emit(graph_module, self.packer, match, output=output))
+        substitute(match.root, emit(graph_module, self.packer, match, output=output))
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class Added:
                 (*parameters, *arguments, match["other"], bias_of(linear)),
                 like=linear,
             )
-        match.root.replace_all_uses_with(made)
+        substitute(match.root, made)
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ class Plain:
 
     def rewrite(self, graph_module: GraphModule, match: Match) -> None:
         """Replace the linear by the kernel."""
-        match.root.replace_all_uses_with(emit(graph_module, self.packer, match))
+        substitute(match.root, emit(graph_module, self.packer, match))
 
 
 def unbound(match: Match, **extra: Any) -> Match:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Graph, Node
 
@@ -16,16 +18,19 @@ _WINDOW_RANK = 5  # patch merging reads 2x2 neighbours through a view of at leas
 
 def mixes_tokens(node: Node) -> bool:
     """Whether a linear's last axis is the transposed token axis."""
-    for step in moved_through(node.args[0]):  # type: ignore[arg-type]
-        dims = rank(step)
-        if step.target is aten.transpose.int:
-            axes = {int(a) % dims for a in step.args[1:3]}  # type: ignore[call-overload]
-            if axes == {dims - 1, dims - 2}:
-                return True
-        if step.target is aten.permute.default:
-            order = [int(a) % dims for a in step.args[1]]  # type: ignore[union-attr,call-overload,arg-type]
-            if order[:-2] == list(range(dims - 2)) and order[-2:] == [dims - 1, dims - 2]:
-                return True
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return any(_swaps_last_axes(step) for step in moved_through(source))
+
+
+def _swaps_last_axes(step: Node) -> bool:
+    dims = rank(step)
+    arguments: Any = step.args[1:]
+    if step.target is aten.transpose.int:
+        return {axis % dims for axis in arguments} == {dims - 1, dims - 2}
+    if step.target is aten.permute.default:
+        order = [axis % dims for axis in arguments[0]]
+        return order == [*range(dims - 2), dims - 1, dims - 2]
     return False
 
 
@@ -74,16 +79,18 @@ def linear_role(node: Node, activations: set[Node], gated: set[Node]) -> str:
     if _feeds_activation(node, activations):
         return prefix + "fc1"
     before = node.args[0]
-    feeds_on = {source} | ({origin(a) for a in source.all_input_nodes} if source in gated else set())
+    feeds_on = {source} | (
+        {origin(a) for a in source.all_input_nodes} if source in gated else set()
+    )
     if feeds_on & activations or source in gated:
         # token MLPs transpose once before fc1: fc2 reads the activation as it lies
         fc1 = origin(next(iter(source.all_input_nodes), source))
         return ("token_" if fc1.target in LINEAR and mixes_tokens(fc1) else "") + "fc2"
     if token:
         return "token_mix"
-    if isinstance(before, Node) and _gathers_neighbours(node):
-        if shape_of(node)[-1] < shape_of(before)[-1]:
-            return "patch_merging"
+    narrows = isinstance(before, Node) and shape_of(node)[-1] < shape_of(before)[-1]
+    if narrows and _gathers_neighbours(node):
+        return "patch_merging"
     if any(user.op == "output" for user, _ in consumers(node)):
         return "head"
     return "linear"

@@ -1,0 +1,136 @@
+"""Does each lowered region reproduce the reference? Compared on the reference's own inputs.
+
+End to end two correct implementations part by quantization noise, because rounding amplifies the
+last bit; region by region they must agree within one output step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from fxquant.backends.quantized import QuantizedModule
+from fxquant.backends.x86 import ops as kernels
+from fxquant.backends.x86.module import LoweredModule
+from fxquant.graph.tensors import tensor_at
+
+_BF16_STEP = 2.0**-7
+
+
+@dataclass(frozen=True)
+class RegionDifference:
+    """How far a region's output is from the reference's.
+
+    A step is one code for u8 outputs; for floating outputs the product of the input's and the
+    weight's step (one unit of the integer accumulator), for bf16 at least one bf16 unit.
+    """
+
+    layer: str
+    kernel: str
+    elements: int
+    differing: int
+    worst_steps: float
+
+    @property
+    def share(self) -> float:
+        """Share of differing elements."""
+        return self.differing / self.elements
+
+
+def region_differences(
+    lowered: LoweredModule, leaves: tuple[Tensor, ...]
+) -> list[RegionDifference]:
+    """One entry per int8 region, for flat float inputs ``leaves`` (a few images)."""
+    graph_module = lowered.graph_module
+    values = _Recorder(lowered.reference, _boundary_names(lowered.reference))(leaves)
+    found = []
+    for node in graph_module.graph.nodes:
+        if "replaces" not in node.meta:
+            continue
+        region = _region(node, values)
+        kernel = next(n for n in reversed(region) if n.target in kernels.KERNELS)
+        with torch.inference_mode():
+            ours = _evaluate(graph_module, region, values)
+        found.append(_compare(graph_module, kernel, ours, values[node.meta["replaces"]]))
+    return found
+
+
+def _boundary_names(reference: QuantizedModule) -> set[str]:
+    return {n.name for n in reference.graph.nodes if n.op in {"placeholder", "call_function"}}
+
+
+class _Recorder(Interpreter):
+    """Runs the reference and keeps every value."""
+
+    def __init__(self, graph_module: GraphModule, names: set[str]) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self._names = names
+
+    def __call__(self, leaves: tuple[Tensor, ...]) -> dict[str, Any]:
+        with torch.inference_mode():
+            self.run(*leaves, enable_io_processing=False)
+        return {n.name: v for n, v in self.env.items() if n.name in self._names}
+
+
+def _equivalent(node: Node, values: dict[str, Any]) -> str | None:
+    name = node.meta.get("replaces", node.name)
+    return name if name in values else None
+
+
+def _region(output: Node, values: dict[str, Any]) -> list[Node]:
+    """Lowered nodes between ``output`` and those that have a counterpart in the reference."""
+    region, stack = {output}, [output]
+    while stack:
+        for parent in stack.pop().all_input_nodes:
+            if parent not in region and (
+                parent.op == "get_attr" or _equivalent(parent, values) is None
+            ):
+                region.add(parent)
+                stack.append(parent)
+    return [node for node in output.graph.nodes if node in region]
+
+
+def _evaluate(graph_module: GraphModule, region: list[Node], values: dict[str, Any]) -> Tensor:
+    env: dict[Node, Any] = {}
+
+    def value(node: Node) -> Any:
+        if node in env:
+            return env[node]
+        if node.op == "get_attr":
+            return tensor_at(graph_module, str(node.target))
+        return values[str(_equivalent(node, values))]
+
+    for node in region:
+        if node.op == "call_function":
+            target: Any = node.target
+            args = torch.fx.node.map_arg(node.args, value)
+            env[node] = target(*args, **torch.fx.node.map_arg(node.kwargs, value))
+    result: Tensor = env[region[-1]]
+    return result
+
+
+def _compare(
+    graph_module: GraphModule, kernel: Node, ours: Tensor, reference: Tensor
+) -> RegionDifference:
+    difference = (ours.to(torch.float64) - reference.to(torch.float64)).abs()
+    if ours.dtype is torch.uint8:
+        steps, kind = difference, "u8"
+    else:
+        w_scale = tensor_at(graph_module, str(kernel.args[4].target))  # type: ignore[union-attr]
+        x_scale: Any = kernel.args[1]
+        step = torch.full_like(difference, float(x_scale) * float(w_scale.mean()))
+        kind = "f32"
+        if ours.dtype is torch.bfloat16:
+            step, kind = torch.maximum(step, reference.to(torch.float64).abs() * _BF16_STEP), "bf16"
+        steps = difference / step
+    return RegionDifference(
+        layer=str(kernel.meta["layer"]),
+        kernel=kind,
+        elements=steps.numel(),
+        differing=int((steps > 0.5).sum()),
+        worst_steps=float(steps.max()),
+    )
