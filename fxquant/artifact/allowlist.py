@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import fxquant.quant.ops  # noqa: F401  (registers quantized_decomposed and fxquant)
 from fxquant.errors import ArtifactError
 
 _ATEN = """
@@ -186,8 +187,6 @@ def resolve(name: object) -> Callable[..., Any]:
         )
     if name in SIZE_ARITHMETIC:
         return SIZE_ARITHMETIC[name][0]
-    import fxquant.quant.ops  # noqa: F401  (registers quantized_decomposed and fxquant)
-
     namespace, operation, overload = name.split(".")
     try:
         found: Callable[..., Any] = getattr(

@@ -81,6 +81,19 @@ def text(value: Any, *, where: str) -> str:
     return value
 
 
+def plain_texts(data: Any, *, where: str) -> None:
+    """Raise where JSON data holds control characters: it will be printed to terminals."""
+    pending = [data]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and not value.replace("\n", "").isprintable():
+            raise unsound(f"text {brief(value)} holds control characters", where=where)
+
+
 def integer(value: Any, *, where: str) -> int:
     """``value`` as an int of at most 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST_INTEGER:

@@ -63,13 +63,13 @@ def write(
     """
     graph = graph_to_json(graph_module)
     tensors = stored_tensors(graph_module)
-    _check_readable(graph, tensors)
-    members = {
+    documents = {
         "graph.json": container.to_bytes(graph),
         "plan.json": container.to_bytes(plan.to_json()),
         "report.json": container.to_bytes(without_paths(report).to_json()),
-        container.TENSORS: safetensors.torch.save(tensors),
     }
+    _check_readable(documents, tensors)
+    members = documents | {container.TENSORS: safetensors.torch.save(tensors)}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -122,27 +122,33 @@ def read(path: str | Path) -> Stored:
 
 
 def _decode(members: dict[str, bytes], manifest: dict[str, Any]) -> Stored:
-    graph, plan, report = (
-        container.from_bytes(members[name], where=name) for name in container.DOCUMENTS
-    )
-    stored_plan = Plan.from_json(plan)
-    if stored_plan.target.to_json() != manifest["target"]:
+    graph, plan, report = _decode_documents(members)
+    if plan.target.to_json() != manifest["target"]:
         raise unsound("plan and manifest name different targets", where="manifest.json")
-    stored_report = report_from_json(report)
     try:
         loaded = safetensors.torch.load(members.pop(container.TENSORS))
     except Exception as error:  # SafetensorError, and KeyError for an unknown dtype
         raise unsound(str(error)[:300], where=container.TENSORS) from error
     # Copies, for torch's own alignment: the loaded ones lie at any address.
     tensors = {name: loaded.pop(name).clone() for name in list(loaded)}
-    return Stored(graph_from_json(graph, tensors), stored_plan, stored_report, manifest)
+    return Stored(graph_from_json(graph, tensors), plan, report, manifest)
 
 
-def _check_readable(graph: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _decode_documents(members: dict[str, bytes]) -> tuple[Any, Plan, Report]:
+    graph, plan, report = (
+        container.from_bytes(members[name], where=name) for name in container.DOCUMENTS
+    )
+    checks.plain_texts(plan, where="plan.json")
+    checks.plain_texts(report, where="report.json")
+    return graph, Plan.from_json(plan), report_from_json(report)
+
+
+def _check_readable(documents: dict[str, bytes], tensors: dict[str, Tensor]) -> None:
     """Apply the reader's rules to what is about to be written."""
     try:
+        graph, _, _ = _decode_documents(documents)
         graph_from_json(graph, tensors)
-    except ArtifactError as error:
+    except FxquantError as error:
         raise unstorable("this graph", where=error.where, why=error.why or error.what) from error
 
 
@@ -175,6 +181,7 @@ def _check_manifest(manifest: dict[str, Any], *, where: str) -> None:
         raise unsound(f"{brief(manifest['backend'])} cannot be a backend", where=where)
     if not isinstance(manifest["extra"], dict) or not isinstance(manifest["target"], dict):
         raise unsound("target and extra must be mappings", where=where)
+    checks.plain_texts(manifest["extra"], where=f"{where}, extra")
     sums = checks.mapping(manifest["sha256"], _CHECKED, where=f"{where}, sha256")
     for name, value in sums.items():
         if not isinstance(value, str) or re.fullmatch(r"[0-9a-f]{64}", value) is None:

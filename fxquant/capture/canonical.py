@@ -23,7 +23,7 @@ _LARGEST_CONSTANT = 2**26  # elements; anything larger is cheaper to recompute t
 def _identity(node: Node) -> bool:
     target, args = node.target, node.args
     if target is aten.dropout.default:
-        return args[2] is False
+        return args[2] is False or args[1] == 0
     if target in {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}:
         return True
     if target in {aten.clone.default, aten.contiguous.default}:
@@ -48,6 +48,8 @@ def drop_identities(graph: Graph) -> None:
     """``f(x) -> x`` for dropout in eval mode, copies, full slices and casts to the same type."""
     for node in list(graph.nodes):
         if node.op == "call_module":  # the guards that torch.export puts before the graph
+            graph.erase_node(node)
+        elif node.target is aten._assert_tensor_metadata.default:  # and before each cast
             graph.erase_node(node)
         elif node.op == "call_function" and _identity(node):
             node.replace_all_uses_with(node.args[0])
@@ -169,6 +171,7 @@ def _to_linear(
         like=node,
         before=node,
     )
+    transposed.meta["layer"] = name.removesuffix(".weight")
     with graph_module.graph.inserting_before(node):
         arguments = (x, transposed) if bias is None else (x, transposed, bias)
         linear = call(graph_module, aten.linear.default, arguments, like=node)
@@ -203,7 +206,8 @@ def fold_constants(graph_module: GraphModule) -> None:
         with torch.no_grad():
             value = value_of(node)
         assert isinstance(value, Tensor)
-        name = attribute_name(str(node.meta["layer"]), "constant")
-        constant = add_buffer(graph_module, name, value.detach().clone(), like=node, before=node)
+        reader = readers[0] if readers[0].op != "output" else node
+        name = attribute_name(str(reader.meta["layer"]), "constant")
+        constant = add_buffer(graph_module, name, value.detach().clone(), like=reader, before=node)
         node.replace_all_uses_with(constant, delete_user_cb=lambda user, r=readers: user in r)
     graph.eliminate_dead_code()

@@ -10,7 +10,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxquant.capture.provenance import innermost_frame
 from fxquant.errors import CaptureError
+
+_NOT_THE_MODEL = frozenset({"torch", "fxquant", "contextlib", "inspect"})
 
 
 def _exported(
@@ -54,11 +57,10 @@ def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 program = program.run_decompositions({})
         module = program.module()
     except Exception as error:  # torch.export raises types of its own at every level
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(
             "torch.export could not capture the model",
-            where=_user_line(error),
-            why=f"{type(error).__name__}: {reason[0][:500]}",
+            where=_user_line(error) or f"{type(model).__name__}.forward",
+            why=_reason(error),
             fix="make the forward free of data-dependent control flow, check that the example "
             "fits the model, or pass torch.fx.symbolic_trace(model) instead of the model",
         ) from error
@@ -66,12 +68,22 @@ def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return module
 
 
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if "your code specialized it to be a constant" in text:
+        return "the code fixes the batch size: len(x), int(x.shape[0]) or a number in a reshape"
+    first = text.splitlines()[0] if text else ""
+    return f"{type(error).__name__}: {first[:500]}".removesuffix(": ")
+
+
 def _user_line(error: BaseException) -> str:
-    """The innermost frame of the traceback that lies outside torch and fxquant."""
+    """The innermost frame of the traceback that lies outside torch and fxquant; for a traced
+    graph, whose own frames are torch's, the line that the message quotes."""
     found, frame = "", error.__traceback__
     while frame is not None:
         name = frame.tb_frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch.", "fxquant.", "contextlib")) and name != "torch":
-            found = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
+        file = frame.tb_frame.f_code.co_filename
+        if name.partition(".")[0] not in _NOT_THE_MODEL and not file.startswith("<"):
+            found = f"{file}:{frame.tb_lineno}"
         frame = frame.tb_next
-    return found
+    return found or innermost_frame(str(error))

@@ -37,12 +37,18 @@ def _class_line(qualified: str) -> str:
         return ""
 
 
-def source_line(node: Node) -> str:
-    """``file:line`` of the innermost frame outside torch, else of the module's ``forward``."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    for file, line in reversed(frames):
+def innermost_frame(trace: str) -> str:
+    """``file:line`` of the last frame of a printed stack that lies outside torch, else empty."""
+    for file, line in reversed(_FRAME.findall(trace)):
         if not _NOT_THE_MODEL.search(file):
             return f"{file}:{line}"
+    return ""
+
+
+def source_line(node: Node) -> str:
+    """``file:line`` of the innermost frame outside torch, else of the module's ``forward``."""
+    if frame := innermost_frame(node.meta.get("stack_trace") or ""):
+        return frame
     stack = node.meta.get("nn_module_stack") or {}
     for _, kind in reversed(list(stack.values())):
         name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
@@ -54,13 +60,15 @@ def source_line(node: Node) -> str:
 def record_provenance(graph: Graph) -> None:
     """Set ``meta["layer"]`` and ``meta["source"]`` on every node.
 
-    A node that has no line of its own (tensors, sizes) takes that of its first reader.
+    A node that has no line of its own (tensors, sizes) takes that of its first reader, and one
+    without a reader (a write into an input) that of its last operand.
     """
     for node in graph.nodes:
         node.meta["layer"] = module_path(node)
         node.meta["source"] = source_line(node)
     for node in reversed(list(graph.nodes)):
         if node.meta["source"] == "":
-            node.meta["source"] = next((u.meta["source"] for u in node.users), "")
+            operand = node.all_input_nodes[-1:] if not node.users else []
+            node.meta["source"] = next((n.meta["source"] for n in [*node.users, *operand]), "")
         if node.op == "get_attr" and not node.meta["layer"]:
             node.meta["layer"] = str(node.target).rpartition(".")[0]

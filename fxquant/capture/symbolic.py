@@ -24,8 +24,9 @@ def replayable(traced: GraphModule) -> nn.Module:
     Interpreting keeps each node's ``nn_module_stack`` and ``stack_trace`` through re-export; the
     traced module's generated code would hide them.
     """
+    owner = traced.graph.owning_module
     shallow = copy.copy(traced)
-
+    traced.graph.owning_module = owner  # the copy claims the graph it was given
     signature = inspect.signature(traced.forward)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import torch
@@ -17,6 +18,7 @@ NORM = frozenset({aten.layer_norm.default})
 GELU = frozenset({aten.gelu.default})
 SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 WEIGHTED = LINEAR | CONV
+_MADE = re.compile(r"__(weight|constant)(_\d+)?$")  # transposed or folded during capture
 _SUFFIX = {
     **dict.fromkeys(MATMUL, "matmul"),
     **dict.fromkeys(ATTENTION, "sdpa"),
@@ -29,11 +31,16 @@ _SUFFIX = {
 
 
 def weight_layer(node: Node) -> str | None:
-    """Layer of a weighted call, read off its weight's name: ``x.qkv.weight`` -> ``x.qkv``."""
+    """Layer of a weighted call, read off its weight's name: ``x.qkv.weight`` -> ``x.qkv``.
+
+    None where the weight is no tensor of the model (computed, or folded into a constant).
+    """
     weight = node.args[1] if len(node.args) > 1 else None
     if not isinstance(weight, Node) or weight.op != "get_attr":
         return None
     target = str(weight.target)
+    if made := _MADE.search(target):
+        return str(weight.meta["layer"]) if made[1] == "weight" else None
     for ending in (".weight", "_weight", ".proj_weight"):
         if target.endswith(ending):
             return target[: -len(ending)]

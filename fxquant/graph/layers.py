@@ -76,9 +76,9 @@ def find_layers(graph_module: GraphModule) -> tuple[Layer, ...]:
     calls: Counter[str] = Counter()
     layers = []
     for node, role in find_roles(graph_module).items():
-        name = str(node.meta["layer"])
+        name = str(node.meta["layer"]) or role
         if role == "residual_add":
-            name = f"{name}.add".lstrip(".")
+            name = f"{node.meta['layer']}.add".lstrip(".")
         calls[name] += 1
         unique = name if calls[name] == 1 else f"{name}@{calls[name]}"
         layers.append(_layer(node, role, unique))

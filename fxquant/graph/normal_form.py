@@ -57,10 +57,21 @@ def call_problem(node: Node) -> str:
             return f"operator {target} belongs to namespace {target.namespace!r}"
         if target._schema.is_mutable:
             return f"operator {target} changes its input in place"
-        return ""
+        return f"operator {target} draws random numbers" if _draws(node, target) else ""
     if target in SIZE_ARITHMETIC:
         return ""
     return f"{op_name(node)} is not an ATen operator"
+
+
+def _draws(node: Node, target: torch._ops.OpOverload) -> bool:
+    """Whether a call draws random numbers, as dropout does only while training."""
+    given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
+    given |= node.kwargs
+    if target is torch.ops.aten.scaled_dot_product_attention.default:
+        return bool(given.get("dropout_p", 0.0) != 0.0)
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    return given.get("train", given.get("training", True)) is not False
 
 
 def require_supported(graph_module: GraphModule) -> None:
@@ -69,11 +80,14 @@ def require_supported(graph_module: GraphModule) -> None:
         problem = call_problem(node) if node.op == "call_function" else ""
         if node.op not in _OPCODES:
             problem = f"{node.op} node {node.target!r}"
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.is_complex():
+            problem = problem or f"{node.target} holds complex numbers"
         if problem:
             raise UnsupportedOpError(
                 f"unsupported operation: {problem}",
                 where=where(node),
-                why="fxquant works on functional ATen graphs",
+                why="fxquant works on functional, deterministic ATen graphs of real tensors",
                 fix="rewrite this line of the model with ordinary torch operations",
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,12 +10,19 @@ from torch.fx import GraphModule, Node
 
 from fxquant.errors import PlanError
 from fxquant.graph.layers import Layer
-from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, copy_graph, prune
+from fxquant.graph.tensors import (
+    add_buffer,
+    attribute_name,
+    constant_of,
+    copy_graph,
+    inherit,
+    prune,
+)
 from fxquant.passes.casts import cast_attention
+from fxquant.passes.nodes import dequantize_weight, quantize_dequantize
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, State
-from fxquant.quant import ops
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme
 from fxquant.quant.weight import weight_codes, weight_qparams
@@ -55,7 +61,7 @@ class _Rewriter:
         self.statistics = statistics
         self.nodes = {node.name: node for node in graph_module.graph.nodes}
         self.quantized_inputs: dict[tuple[Node, Scheme, float, int], Node] = {}
-        self.quantized_weights: dict[tuple[str, Scheme], tuple[str, str]] = {}
+        self.quantized_weights: dict[tuple[str, Scheme], list[Node]] = {}
 
     def run(self, layers: tuple[Layer, ...]) -> None:
         """Rewrite every weighted layer, then attention."""
@@ -95,23 +101,28 @@ class _Rewriter:
         assert isinstance(source, Node)
         assert value is not None
         key = (str(source.target), scheme)
-        if key in self.quantized_weights:
-            names = self.quantized_weights[key]
-            with self.graph_module.graph.inserting_before(node):
-                codes, scale = (self.graph_module.graph.get_attr(name) for name in names)
-            for made, name in ((codes, names[0]), (scale, names[1])):
-                made.meta.update(self.nodes[name].meta)
-        else:
+        if key not in self.quantized_weights:
             qparams = weight_qparams(value, scheme, where=f"{layer.name}:weight")
             base = attribute_name(layer.name, "weight")
-            stored = weight_codes(value, qparams)
-            codes = add_buffer(self.graph_module, base, stored, like=node, before=node)
-            scale = add_buffer(
-                self.graph_module, base + "_scale", qparams.scale, like=node, before=node
-            )
-            self.quantized_weights[key] = (str(codes.target), str(scale.target))
-            self.nodes |= {str(codes.target): codes, str(scale.target): scale}
-        return _dequantize_weight(self.graph_module, node, codes, scale, scheme)
+            held = {
+                base: weight_codes(value, qparams),
+                base + "_scale": qparams.scale,
+                base + "_zero_point": qparams.zero_point,
+            }
+            parts = [
+                add_buffer(self.graph_module, name, tensor, like=node, before=node)
+                for name, tensor in held.items()
+            ]
+            self.quantized_weights[key] = parts
+        else:
+            parts = [self._again(part, before=node) for part in self.quantized_weights[key]]
+        return dequantize_weight(self.graph_module, node, parts, scheme)
+
+    def _again(self, part: Node, *, before: Node) -> Node:
+        """Another reader of a buffer that is there already."""
+        with self.graph_module.graph.inserting_before(before):
+            node = self.graph_module.graph.get_attr(str(part.target))
+        return inherit(node, before, val=part.meta["val"])
 
     def _input(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
         source = node.args[0]
@@ -130,7 +141,7 @@ class _Rewriter:
         if key not in self.quantized_inputs:
             before = _after(source)
             with self.graph_module.graph.inserting_before(before):
-                self.quantized_inputs[key] = _quantize_dequantize(
+                self.quantized_inputs[key] = quantize_dequantize(
                     self.graph_module, node, source, scheme, scale, zero_point
                 )
         return self.quantized_inputs[key]
@@ -142,42 +153,3 @@ def _after(node: Node) -> Node:
     while following.op == "placeholder":
         following = following.next
     return following
-
-
-def _dequantize_weight(
-    graph_module: GraphModule, node: Node, codes: Node, scale: Node, scheme: Scheme
-) -> Node:
-    ends = (scheme.quant_min, scheme.quant_max)
-    with graph_module.graph.inserting_before(node):
-        if scheme.granularity == "group":
-            arguments = (codes, scale, None, *ends, scheme.dtype, scheme.group_size)
-            return call(graph_module, ops.dequantize_per_channel_group, arguments, like=node)
-        if scheme.granularity == "tensor":
-            value = constant_of(graph_module, scale)
-            assert value is not None
-            tensor_arguments = (codes, float(value), 0, *ends, scheme.dtype)
-            return call(graph_module, ops.dequantize_per_tensor, tensor_arguments, like=node)
-        channel_arguments = (codes, scale, None, 0, *ends, scheme.dtype)
-        return call(graph_module, ops.dequantize_per_channel, channel_arguments, like=node)
-
-
-def _quantize_dequantize(
-    graph_module: GraphModule,
-    node: Node,
-    source: Node,
-    scheme: Scheme,
-    scale: float,
-    zero_point: int,
-) -> Node:
-    ends = (scheme.quant_min, scheme.quant_max)
-    if scheme.rule == "dynamic":
-        triple = call(
-            graph_module, ops.quantize_per_token, (source, *ends, scheme.dtype), like=node
-        )
-        parts = tuple(
-            call(graph_module, operator.getitem, (triple, i), like=node) for i in range(3)
-        )
-        return call(graph_module, ops.dequantize_per_token, parts, like=node)
-    parameters = (scale, zero_point, *ends, scheme.dtype)
-    codes = call(graph_module, ops.quantize_per_tensor, (source, *parameters), like=node)
-    return call(graph_module, ops.dequantize_per_tensor, (codes, *parameters), like=node)

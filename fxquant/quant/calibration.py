@@ -80,12 +80,20 @@ class Calibration:
             seen += leaves[0].shape[0]
             yield leaves
         if seen == 0:
-            raise CalibrationError("the calibration data is empty", where="argument calibration")
+            again = bool(self._head)
+            raise CalibrationError(
+                "the calibration data is empty",
+                where="argument calibration",
+                why="it is a generator, and an earlier pass has read it" if again else "",
+                fix="pass a list or a DataLoader, which can be read again" if again else "",
+            )
 
     def sample(self, count: int) -> Leaves:
         """The first ``count`` samples (fewer where the first batch is smaller)."""
         if not self._head:
-            next(iter(self.batches()))
+            first, self._source = first_batch(self._source)
+            leaves = self._checked(self._leaves(first, 0), 0)
+            self._head = [tuple(leaf[: self.limit] for leaf in leaves)]
         return tuple(leaf[:count] for leaf in self._head[0])
 
     def __len__(self) -> int:
@@ -153,4 +161,8 @@ class Calibration:
                     where=place,
                     fix="remove the sample or correct the preprocessing",
                 )
+        if len({leaf.shape[0] for leaf in leaves}) > 1:
+            raise CalibrationError(
+                "the inputs disagree on the batch size", where=f"calibration batch {number}"
+            )
         return tuple(leaf.detach().cpu() for leaf in leaves)

@@ -12,10 +12,12 @@ from fxquant.errors import SchemeError
 
 RangeRule = Literal["minmax", "moving_average", "percentile", "mse", "histogram", "dynamic"]
 RANGE_RULES: tuple[str, ...] = get_args(RangeRule)
+Granularity = Literal["tensor", "channel", "token", "group"]
 ALLOWED_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 _TEXT = re.compile(
-    r"(?P<kind>[as])(?P<bits>\d+)/(?P<gran>tensor|channel|token|group(?P<size>\d+))"
-    r"/(?P<rule>[a-z_]+)(?:@(?P<param>[0-9.]+))?"
+    r"(?P<kind>[as])(?P<bits>[1-9][0-9]?)"
+    r"/(?P<gran>tensor|channel|token|group(?P<size>[1-9][0-9]{0,8}))"
+    r"/(?P<rule>[a-z_]+)(?:@(?P<param>[0-9]{1,3}(?:\.[0-9]{1,20})?))?"
 )
 
 
@@ -35,7 +37,7 @@ class Scheme:
 
     bits: int = 8
     symmetric: bool = False
-    granularity: Literal["tensor", "channel", "token", "group"] = "tensor"
+    granularity: Granularity = "tensor"
     group_size: int = 0
     rule: RangeRule = "minmax"
     parameter: float | None = None
@@ -50,11 +52,13 @@ class Scheme:
             )
 
     def _problem(self) -> str:
-        if isinstance(self.bits, bool) or self.bits not in ALLOWED_BITS:
+        if type(self.bits) is not int or self.bits not in ALLOWED_BITS:
             return f"{self.bits} bits"
         if self.rule not in RANGE_RULES:
             return f"unknown range rule {self.rule!r}"
-        if (self.granularity == "group") != (self.group_size > 0):
+        if self.granularity not in get_args(Granularity):
+            return f"unknown granularity {self.granularity!r}"
+        if (self.granularity == "group") != (self.group_size > 0) or self.group_size < 0:
             return "group granularity and a positive group size belong together"
         if (self.rule == "dynamic") != (self.granularity == "token"):
             return "dynamic ranges are per token, and only they are"
@@ -85,7 +89,7 @@ class Scheme:
     def text(self) -> str:
         """The text form that :meth:`parse` reads back."""
         granularity = self.granularity + (str(self.group_size) if self.group_size else "")
-        parameter = "" if self.parameter is None else f"@{self.parameter:g}"
+        parameter = "" if self.parameter is None else f"@{self.parameter!r}".removesuffix(".0")
         return f"{'s' if self.symmetric else 'a'}{self.bits}/{granularity}/{self.rule}{parameter}"
 
     @staticmethod

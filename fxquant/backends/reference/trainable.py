@@ -150,7 +150,7 @@ def _master_weight(module: GraphModule, node: Node) -> None:
         )
         if group:
             fake = call(module, aten.reshape.default, (fake, list(code_values.shape)), like=node)
-        original = tuple(a if not isinstance(a, Node) else str(a.target) for a in node.args)
+        original = tuple(None if isinstance(a, Node) else a for a in node.args)
     _swap(module, node, fake, "weight", (target, original, weight.target, scale.clone()))
 
 
@@ -202,7 +202,9 @@ def _restore_channel_weight(module: GraphModule, node: Node, arguments: Any) -> 
     name = attribute_name(str(node.meta["layer"]), "weight")
     held = add_buffer(module, name, codes, like=node, before=node)
     scale_node = add_buffer(module, name + "_scale", scale.clone(), like=node, before=node)
-    return call(module, target, (held, scale_node, *original[2:]), like=node)
+    zeros = torch.zeros(scale.shape, dtype=torch.int64)
+    zero_node = add_buffer(module, name + "_zero_point", zeros, like=node, before=node)
+    return call(module, target, (held, scale_node, zero_node, *original[3:]), like=node)
 
 
 def _spread(scale: Tensor, master: Tensor, group_size: int) -> Tensor:

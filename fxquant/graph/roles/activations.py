@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch.fx import Node
@@ -38,7 +39,9 @@ _CUBE = Op((aten.pow.Tensor_Scalar,), (_X, 3.0))
 _TANH_ARGUMENT = Op(
     _MUL,
     (
-        Op(_ADD, (_X, Op(_MUL, (_CUBE, 0.044715), commutative=True)), commutative=True),
+        Op(
+            _ADD, (_X, Op(_MUL, (_CUBE, 0.044715), commutative=True)), commutative=True, name="sum"
+        ),
         math.sqrt(2.0 / math.pi),
     ),
     commutative=True,
@@ -53,6 +56,12 @@ _OTHERS = {
     aten.hardswish.default: "hardswish",
     aten.hardtanh.default: "relu6",
 }
+
+
+def sums_inside(nodes: Iterable[Node]) -> set[Node]:
+    """The additions ``x + 0.044715 x^3`` inside written-out tanh GELUs: no residual adds."""
+    found = (match(TANH, node) for node in nodes)
+    return {bound["sum"] for bound in found if bound is not None}
 
 
 def activation_role(node: Node) -> str | None:

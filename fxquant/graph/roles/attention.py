@@ -84,7 +84,7 @@ def _label_written(roles: dict[Node, str], softmax: Node) -> None:
     sums = _forward(softmax, frozenset(LINEAR), frozenset(MATMUL))
     if not products or not sums:
         return
-    for node in _backward(softmax, frozenset(), frozenset(LINEAR)):
+    for node in _backward(softmax, frozenset(_SCORES - LINEAR), frozenset(LINEAR)):
         roles[node] = "talking_heads"
     for node in _forward(softmax, frozenset(), frozenset(LINEAR)):
         roles[node] = "talking_heads"

@@ -7,7 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxquant.graph.flow import depends_on_input
 from fxquant.graph.layer_names import MATMUL
-from fxquant.graph.roles.activations import activation_role
+from fxquant.graph.roles.activations import activation_role, sums_inside
 from fxquant.graph.roles.attention import attention_roles
 from fxquant.graph.roles.linears import linear_roles
 from fxquant.graph.roles.norms import norm_role
@@ -53,6 +53,6 @@ def find_roles(graph_module: GraphModule) -> dict[Node, str]:
     for node in graph.nodes:
         if node.target in MATMUL:
             roles.setdefault(node, "matmul")
-    for node in _residual_adds(graph):
+    for node in _residual_adds(graph) - sums_inside(activations):
         roles.setdefault(node, "residual_add")
     return {node: roles[node] for node in graph.nodes if node in roles}

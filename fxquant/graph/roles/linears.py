@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from fxquant.graph.flow import consumers, moved_through, origin
-from fxquant.graph.layer_names import CONV, LINEAR
+from fxquant.graph.layer_names import CONV, LINEAR, WEIGHTED
 from fxquant.graph.shapes import rank, shape_of
 
 aten = torch.ops.aten
@@ -17,10 +17,16 @@ _WINDOW_RANK = 5  # patch merging reads 2x2 neighbours through a view of at leas
 
 
 def mixes_tokens(node: Node) -> bool:
-    """Whether a linear's last axis is the transposed token axis."""
+    """Whether a linear's last axis is the transposed token axis.
+
+    Two swaps cancel. A convolution's channels come first, so there one swap brings them last.
+    """
     source = node.args[0]
     assert isinstance(source, Node)
-    return any(_swaps_last_axes(step) for step in moved_through(source))
+    swaps = sum(_swaps_last_axes(step) for step in moved_through(source))
+    if origin(source).target in CONV:
+        return swaps > 0 and swaps % 2 == 0
+    return swaps % 2 == 1
 
 
 def _swaps_last_axes(step: Node) -> bool:
@@ -36,7 +42,8 @@ def _swaps_last_axes(step: Node) -> bool:
 
 def _feeds_activation(node: Node, activations: set[Node]) -> bool:
     return any(
-        user in activations or any(nxt in activations for nxt in user.users)
+        user in activations
+        or (user.target not in WEIGHTED and any(nxt in activations for nxt in user.users))
         for user, _ in consumers(node)
     )
 

@@ -38,7 +38,7 @@ def norm_role(graph_module: GraphModule, node: Node) -> str | None:
     if node.target is aten.layer_norm.default:
         return "layer_norm"
     bound = match(AFFINE, node)
-    if bound is None:
+    if bound is None or node.kwargs:  # alpha= scales one summand
         return None
     scale, shift = bound["scale"].meta["val"], bound["shift"].meta["val"]
     vector = scale.numel() == scale.shape[-1] and shift.numel() == shift.shape[-1]

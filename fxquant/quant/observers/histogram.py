@@ -89,10 +89,6 @@ class HistogramObserver:
 
 
 def _coarsened(counts: Tensor, doublings: int) -> Tensor:
-    for _ in range(min(doublings, 2 * HALF)):
-        pairs = counts.view(-1, 2).sum(1)
-        counts = torch.zeros_like(counts)
-        counts[HALF // 2 : HALF // 2 + HALF] = pairs
-        if doublings > 64 and int(pairs.nonzero().numel()) <= 2:
-            break  # everything already sits beside zero: further doublings change nothing
-    return counts
+    """Bin ``k`` joins bin ``floor(k / 2^doublings)``; from 12 doublings on only -1 and 0 are left."""
+    joined = torch.arange(-HALF, HALF) >> min(doublings, HALF.bit_length())
+    return torch.zeros_like(counts).index_add_(0, joined + HALF, counts)

@@ -44,7 +44,8 @@ class PercentileObserver:
         rows = channel_view(x, per_channel=self.per_channel).to(torch.float32)
         require_finite(*rows.aminmax(dim=1))
         length = rows.shape[1]
-        rank = min(max(round(length * self.percentile / 100.0), 1), length)
+        # not below the middle: the ends would cross
+        rank = min(max(round(length * self.percentile / 100.0), length // 2 + 1), length)
         # topk of the short tail: sorting tens of millions of elements for one of them is slow.
         tail = length - rank + 1
         high = rows.topk(tail, dim=1, sorted=False).values.amin(dim=1)
