@@ -166,10 +166,8 @@ def _decode_call_function(entry: dict[str, Any], nodes: dict[str, Node], where: 
         decode_argument(value, nodes, takes_text=_is_text(argument), where=where)
         for value, argument in zip(args, positional, strict=False)
     )
-    named = {
-        checks.identifier(key, where=where) if key != "self" else key: decode_argument(
-            value, nodes, takes_text=_is_text(by_name[key]), where=where
-        )
+    named = {  # the keys are the schema's own, so they are names
+        key: decode_argument(value, nodes, takes_text=_is_text(by_name[key]), where=where)
         for key, value in kwargs.items()
     }
     return target, given, named

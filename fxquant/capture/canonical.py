@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from fxquant.graph.flow import depends_on_input
-from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of
+from fxquant.graph.tensors import add_buffer, attribute_name, constant_of
 
 aten = torch.ops.aten
 
@@ -23,7 +23,7 @@ _LARGEST_CONSTANT = 2**26  # elements; anything larger is cheaper to recompute t
 def _identity(node: Node) -> bool:
     target, args = node.target, node.args
     if target is aten.dropout.default:
-        return args[2] is False or args[1] == 0
+        return args[2] is False or bool(args[1] == 0)
     if target in {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}:
         return True
     if target in {aten.clone.default, aten.contiguous.default}:
@@ -47,33 +47,12 @@ def _identity(node: Node) -> bool:
 def drop_identities(graph: Graph) -> None:
     """``f(x) -> x`` for dropout in eval mode, copies, full slices and casts to the same type."""
     for node in list(graph.nodes):
-        if node.op == "call_module":  # the guards that torch.export puts before the graph
-            graph.erase_node(node)
-        elif node.target is aten._assert_tensor_metadata.default:  # and before each cast
+        # the guards that torch.export puts before the graph and before each cast
+        if node.op == "call_module" or node.target is aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         elif node.op == "call_function" and _identity(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-
-
-def unify_spellings(graph_module: GraphModule) -> None:
-    """``view -> reshape``; ``softmax``, ``matmul`` and product with a constant in one form each."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in {aten.view.default, aten._unsafe_view.default}:
-            node.target = aten.reshape.default
-        elif node.target is aten._softmax.default:
-            node.target, node.args = aten.softmax.int, node.args[:2]
-        elif node.target in {aten.mm.default, aten.bmm.default}:
-            node.target = aten.matmul.default
-        if node.target is aten.matmul.default:
-            _matmul_to_linear(graph_module, node)
-        elif node.target is aten.addmm.default and len(node.kwargs) == 0:
-            _addmm_to_linear(graph_module, node)
-        elif node.target is aten.addcmul.default and len(node.kwargs) == 0:
-            _addcmul_to_sum(graph_module, node)
 
 
 def name_tracer_constants(graph_module: GraphModule) -> None:
@@ -130,53 +109,6 @@ def sink_operands(graph: Graph) -> None:
         for operand in reader.all_input_nodes:
             if operand in floating and operand not in placed:
                 place(operand, reader)
-
-
-def _matmul_to_linear(graph_module: GraphModule, node: Node) -> None:
-    """``matmul(x, W) -> linear(x, W^T)`` for a constant matrix ``W``."""
-    weight = constant_of(graph_module, node.args[1])
-    if weight is None or weight.dim() != 2:
-        return
-    assert isinstance(node.args[1], Node)
-    _to_linear(graph_module, node, node.args[0], weight, str(node.args[1].target), None)
-
-
-def _addmm_to_linear(graph_module: GraphModule, node: Node) -> None:
-    """``addmm(b, x, W) -> linear(x, W^T, b)`` for constant ``W`` and ``b``."""
-    bias, x, weight_node = node.args[:3]
-    weight = constant_of(graph_module, weight_node)
-    bias_value = constant_of(graph_module, bias)
-    if weight is None or bias_value is None or bias_value.dim() != 1:
-        return
-    assert isinstance(weight_node, Node)
-    _to_linear(graph_module, node, x, weight, str(weight_node.target), bias)
-
-
-def _addcmul_to_sum(graph_module: GraphModule, node: Node) -> None:
-    """``addcmul(c, a, b) -> c + a b``, the spelling of every other affine."""
-    with graph_module.graph.inserting_before(node):
-        product = call(graph_module, aten.mul.Tensor, node.args[1:3], like=node)
-        total = call(graph_module, aten.add.Tensor, (product, node.args[0]), like=node)
-    node.replace_all_uses_with(total)
-    graph_module.graph.erase_node(node)
-
-
-def _to_linear(
-    graph_module: GraphModule, node: Node, x: object, weight: Tensor, name: str, bias: object
-) -> None:
-    transposed = add_buffer(
-        graph_module,
-        attribute_name(name.removesuffix("weight").rstrip("._"), "weight"),
-        weight.detach().t().contiguous(),
-        like=node,
-        before=node,
-    )
-    transposed.meta["layer"] = name.removesuffix(".weight")
-    with graph_module.graph.inserting_before(node):
-        arguments = (x, transposed) if bias is None else (x, transposed, bias)
-        linear = call(graph_module, aten.linear.default, arguments, like=node)
-    node.replace_all_uses_with(linear)
-    graph_module.graph.erase_node(node)
 
 
 def fold_constants(graph_module: GraphModule) -> None:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from fxquant.capture import canonical
 from fxquant.capture.export import export_graph
 from fxquant.capture.inputs import at_least_two, check_inputs, check_model, normalize_example
+from fxquant.capture.products import unify_spellings
 from fxquant.capture.provenance import record_provenance
 from fxquant.capture.symbolic import replayable
 from fxquant.graph.layer_names import name_layers
@@ -40,7 +41,7 @@ def capture(model: nn.Module, example: Any) -> GraphModule:
     canonical.drop_identities(graph)
     require_supported(graph_module)
     canonical.input_free_factories(graph)
-    canonical.unify_spellings(graph_module)
+    unify_spellings(graph_module)
     canonical.fold_constants(graph_module)
     canonical.name_tracer_constants(graph_module)
     canonical.sink_operands(graph)

@@ -92,6 +92,11 @@ def call(
     return inherit(node, like, val=val)
 
 
+def interpose(node: Node, reader: Node) -> None:
+    """All readers of ``node`` read ``reader`` instead, which goes on reading ``node``."""
+    node.replace_all_uses_with(reader, delete_user_cb=lambda user: user is not reader)
+
+
 def copy_graph(graph: Graph) -> Graph:
     """A deep copy of a graph, its argument structure included."""
     with warnings.catch_warnings():

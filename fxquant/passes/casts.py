@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.flow import consumers, moved_through, origin
-from fxquant.graph.tensors import call
+from fxquant.graph.tensors import call, interpose
 
 aten = torch.ops.aten
 _OPERANDS = 3  # query, key, value; a float mask is the fourth
@@ -31,7 +31,7 @@ def cast_attention(graph_module: GraphModule, attention: list[Node]) -> None:
     for node in attention:
         with graph_module.graph.inserting_after(node):
             back = call(graph_module, aten.to.dtype, (node, torch.float32), like=node)
-        _replace_except(node, back)
+        interpose(node, back)
         node.meta["val"] = node.meta["val"].to(torch.bfloat16)
         back.meta["val"] = back.meta["val"].to(torch.float32)
 
@@ -42,17 +42,12 @@ def _cast_operand(graph_module: GraphModule, node: Node, operand: Node, chosen: 
     if hoistable and all(_is_operand(user, via, chosen) for user, via in consumers(source)):
         with graph_module.graph.inserting_after(source):
             cast = call(graph_module, aten.to.dtype, (source, torch.bfloat16), like=source)
-        _replace_except(source, cast)
+        interpose(source, cast)
         _retype(cast)
         return
     with graph_module.graph.inserting_before(node):
         cast = call(graph_module, aten.to.dtype, (operand, torch.bfloat16), like=node)
     node.replace_input_with(operand, cast)
-
-
-def _replace_except(node: Node, reader: Node) -> None:
-    """All readers of ``node`` read ``reader`` instead, which goes on reading ``node``."""
-    node.replace_all_uses_with(reader, delete_user_cb=lambda user: user is not reader)
 
 
 def _is_operand(user: Node, via: Node, chosen: set[Node]) -> bool:

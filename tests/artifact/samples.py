@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class TinyViT(nn.Module):
-    def __init__(self, dim: int = 16, depth: int = 2) -> None:
+    def __init__(self, dim: int = 16, depth: int = 1) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, dim, 4, 4)
         self.cls = nn.Parameter(torch.randn(1, 1, dim))

@@ -167,6 +167,8 @@ WRONG: list[tuple[str, Callable[[Any], Any]]] = [
     *(("report", setter("rows", value)) for value in (None, 3, {}, [3], "abc", [None], [{}])),
     *(("report", setter(key, [1])) for key in ("model", "simulated", "output_sqnr_db", "timings")),
     ("report", row(layer=3)),
+    ("report", row(layer="\x1b[2J")),
+    ("plan", setter("recipe", "\r")),
     ("report", row(macs="many")),
     ("report", row(int8=1)),
     ("report", row(input_shape="abc")),

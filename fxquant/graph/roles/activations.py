@@ -39,9 +39,7 @@ _CUBE = Op((aten.pow.Tensor_Scalar,), (_X, 3.0))
 _TANH_ARGUMENT = Op(
     _MUL,
     (
-        Op(
-            _ADD, (_X, Op(_MUL, (_CUBE, 0.044715), commutative=True)), commutative=True, name="sum"
-        ),
+        Op(_ADD, (_X, Op(_MUL, (_CUBE, 0.044715), commutative=True)), commutative=True, name="sum"),
         math.sqrt(2.0 / math.pi),
     ),
     commutative=True,
@@ -54,7 +52,8 @@ _OTHERS = {
     aten.relu.default: "relu",
     aten.silu.default: "silu",
     aten.hardswish.default: "hardswish",
-    aten.hardtanh.default: "relu6",
+    aten.relu6.default: "relu6",
+    aten.hardtanh.default: "hardtanh",
 }
 
 

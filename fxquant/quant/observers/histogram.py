@@ -89,6 +89,6 @@ class HistogramObserver:
 
 
 def _coarsened(counts: Tensor, doublings: int) -> Tensor:
-    """Bin ``k`` joins bin ``floor(k / 2^doublings)``; from 12 doublings on only -1 and 0 are left."""
+    """Bin ``k`` joins bin ``floor(k / 2^doublings)``; after 12 only -1 and 0 are left."""
     joined = torch.arange(-HALF, HALF) >> min(doublings, HALF.bit_length())
     return torch.zeros_like(counts).index_add_(0, joined + HALF, counts)
