@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "pipeline": {"graph", "quant", "errors"},
     "capture": {"graph", "errors"},
     "passes": {"pipeline", "graph", "quant", "errors"},
-    "backends": {"pipeline", "graph", "quant", "errors", "report"},
+    "backends": {"pipeline", "graph", "quant", "errors", "report", "artifact"},
     "report": {"pipeline", "graph", "quant", "errors"},
 }
 EXTRAS = ("timm", "torchvision", "sklearn", "matplotlib", "PIL")

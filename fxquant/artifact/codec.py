@@ -44,7 +44,8 @@ def graph_to_json(graph_module: GraphModule) -> dict[str, Any]:
 def graph_from_json(data: Any, tensors: Mapping[str, Tensor]) -> GraphModule:
     """The graph behind :func:`graph_to_json`, with ``val``, ``layer`` and ``source``.
 
-    ``tensors``: those of :func:`~fxquant.artifact.buffers.stored_tensors`. Raises
+    ``tensors``: those of :func:`~fxquant.artifact.buffers.stored_tensors`; they come back as
+    buffers, also where they were parameters. Raises
     :class:`ArtifactError` for anything that fxquant would not have written.
     """
     try:

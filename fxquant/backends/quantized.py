@@ -8,7 +8,9 @@ from typing import Any, cast
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxquant.artifact import write
 from fxquant.backends.frozen import Frozen
+from fxquant.backends.inputs import InputCheck
 from fxquant.graph.tensors import copy_graph, tensor_at
 from fxquant.pipeline.plan import Plan
 from fxquant.report import Report
@@ -57,8 +59,6 @@ class QuantizedModule(Frozen, GraphModule):
 
 def save(quantized: QuantizedModule, path: str | Path, *, backend: str, report: Report) -> None:
     """Write the portable graph, marked for ``backend``: packed weights are made anew at load."""
-    from fxquant.artifact import write
-
     write(
         path,
         graph_module=quantized,
@@ -84,6 +84,7 @@ def quantized_module(
         _as_buffer(module, name, tensor)
     module.meta[_KEY] = {"plan": plan, "report": report, **extra}
     module.eval()
+    module.register_forward_pre_hook(InputCheck.of(module), with_kwargs=True)
     module.training = False
     return module
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ _SHORT = {
     "torch.int64": "s64",
     "torch.bool": "b1",
 }
+
+
+_VALUE = re.compile(r"%(\d+)")  # in a printed graph: the number of the line that makes it
 
 
 def _number(index: dict[Node, int], value: Any) -> str:
@@ -68,8 +72,6 @@ def print_graph(graph_module: GraphModule) -> str:
 
 def _renamed_symbols(text: str) -> str:
     """The batch symbol's number depends on what was exported before: print it as ``B``."""
-    import re
-
     symbols = sorted(set(re.findall(r"\bs\d+\b(?=[^\n]*#)", text)) - {"s8", "s16", "s32", "s64"})
     if len(symbols) == 1:
         text = re.sub(rf"\b{symbols[0]}\b", "B", text)
@@ -77,8 +79,27 @@ def _renamed_symbols(text: str) -> str:
 
 
 def diff_graphs(before: str, after: str, *, name: str) -> str:
-    """Unified difference of two printed graphs, ignoring renumbering where it can."""
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), f"before {name}", f"after {name}", lineterm="", n=1
-    )
+    """Unified difference of two printed graphs with one line of context; mere renumbering of
+    values does not show."""
+    old, new = before.splitlines(), after.splitlines()
+    plain = [[_VALUE.sub("%", line) for line in lines] for lines in (old, new)]
+    blocks = difflib.SequenceMatcher(None, *plain, autojunk=False).get_matching_blocks()
+    paired = {b.a + i: b.b + i for b in blocks for i in range(b.size)}
+    number = {line: f"%{paired[line]}" for line in paired}
+    signed, reached = [], 0
+    for line, text in enumerate(old):
+        if line not in paired:
+            signed.append(f"-{text}")
+            continue
+        signed += [f"+{added}" for added in new[reached : paired[line]]]
+        reached = paired[line] + 1
+        renamed = _VALUE.sub(lambda m: number.get(int(m[1]), "gone"), text)
+        same = renamed == new[paired[line]]
+        signed += [f" {new[paired[line]]}"] if same else [f"-{text}", f"+{new[paired[line]]}"]
+    signed += [f"+{added}" for added in new[reached:]]
+    changed = {i for i, text in enumerate(signed) if text[0] != " "}
+    lines = [f"--- before {name}", f"+++ after {name}"] if changed else []
+    for i, text in enumerate(signed):
+        if changed & {i - 1, i, i + 1}:
+            lines += [text] if changed & {i - 2, i - 1, i} or i == 0 else ["@@", text]
     return "\n".join(lines)

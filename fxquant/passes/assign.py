@@ -102,6 +102,8 @@ class Assign(Pass):
         if layer.kind in WEIGHTED:
             ends = (Site(layer.name, "input"), Site(layer.name, "weight"))
             refusal = _refusal(layer, target)
+            if layer.kind == "conv" and self.activation.rule == "dynamic":
+                refusal = refusal or "a convolution has no tokens to take ranges of: needs data"
             if refusal:
                 return dict.fromkeys(ends, Decision(reason=refusal))
             activation, reason = self._activation(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -56,7 +57,10 @@ class SpareOutliers(Pass):
         Runner(state.float_graph, inputs=callbacks)(state.calibration.sample(SAMPLE))
         plan, notes = state.plan, []
         for site, (layer, scheme) in sites.items():
-            decision = self._decision(scheme, *measured[site])
+            static_db, token_db = measured[site]
+            if layer.kind == "conv":
+                token_db = -math.inf  # a pixel row is no token
+            decision = self._decision(scheme, static_db, token_db)
             if decision is not None:
                 plan = _spare(plan, layer.name, decision)
                 notes.append(Note(self.name, layer.name, decision.reason))

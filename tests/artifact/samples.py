@@ -66,7 +66,7 @@ class TinyViT(nn.Module):
 
 
 class Windows(nn.Module):
-    """Arithmetic on the batch size, a transposed constant, infinities and texts."""
+    """Arithmetic on the batch size, a transposed constant, infinities, texts and a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,8 @@ class Windows(nn.Module):
         x = F.pad(x, (0, 0, 1, 1, 1, 1), mode="constant", value=float("-inf")).clamp(-3.0, 1e30)
         x = x[:, 1:-1, 1:-1].reshape(b * 2, h // 2, w, c).roll(1, 1)
         x = torch.einsum("bhwc,cd->bhwd", x, self.table.sum(0) @ self.table[0].t())
-        return torch.div(self.lin(x), 0.3, rounding_mode="floor").reshape(b, -1)
+        x = torch.div(self.lin(x), 0.3, rounding_mode="floor").reshape(b, -1)
+        return x + torch.ones(b, 1, device=x.device)
 
 
 class Structured(nn.Module):

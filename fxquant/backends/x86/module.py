@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from fxquant.backends.base import Executor
 from fxquant.backends.frozen import Frozen
+from fxquant.backends.inputs import InputCheck
 from fxquant.backends.quantized import QuantizedModule, save
 from fxquant.backends.x86.lower import Lowered, lower_graph
 from fxquant.pipeline.plan import Plan
@@ -42,6 +43,7 @@ class LoweredModule(Frozen, nn.Module):
         self._report = report
         self.executor: Executor = executor
         self.graph_module = lowered.graph_module
+        self.register_forward_pre_hook(InputCheck.of(self.graph_module), with_kwargs=True)
         # Not a submodule: its plain weights must not be moved or listed beside the packed ones.
         object.__setattr__(self, "reference", reference)
         object.__setattr__(self, "_compiled", None)
