@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxquant.backends.base import Executor, get_backend
+from fxquant.backends.base import Executor, default_backend, get_backend
 from fxquant.backends.quantized import QuantizedModule, quantized_module
 from fxquant.capture import capture
 from fxquant.errors import BackendError, InputError, PipelineError, RecipeError
@@ -39,7 +39,7 @@ def quantize(
     pipeline: Pipeline | None = None,
     plan: Plan | None = None,
     example: Any = None,
-    backend: str = "x86",
+    backend: str | None = None,
     limit: int = LIMIT,
     observers: Iterable[PassObserver] = (),
 ) -> QuantizedModule:
@@ -51,7 +51,8 @@ def quantize(
     per token while the model runs. ``recipe``: name, YAML file or :class:`Recipe` (``w8a8``).
     ``pipeline``: passes in place of the recipe's. ``plan``: decisions made before; with the same
     data it gives the same bits. ``example``: input to capture with, else calibration data, else
-    the model's own configuration. ``backend``: whose machine facts guide the plan.
+    the model's own configuration. ``backend``: whose machine facts guide the plan; x86 where this
+    machine can run it, else the reference.
     """
     chosen, steps = _passes(recipe, pipeline, plan, calibrated=calibration is not None)
     source = _source(model, calibration)
@@ -65,7 +66,7 @@ def quantize(
         names = tuple(str(node.target) for node in inputs)
         shapes = tuple(shape_of(node)[1:] for node in inputs)
         data = Calibration(source, names, shapes, limit=limit)
-    target = get_backend(backend).target()
+    target = get_backend(backend or default_backend()).target()
     facts: dict[Fact, Any] = {
         Fact.GRAPH: float_graph,
         Fact.FLOAT_GRAPH: float_graph,

@@ -49,6 +49,15 @@ def backend_names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group="fxquant.backends")})
 
 
+def default_backend() -> str:
+    """``x86`` where it can run, else ``reference``."""
+    try:
+        get_backend("x86")
+    except BackendError:
+        return "reference"
+    return "x86"
+
+
 def get_backend(name: str) -> Backend:
     """The named backend; raises :class:`BackendError` when unknown or unavailable here."""
     found = [entry for entry in entry_points(group="fxquant.backends") if entry.name == name]

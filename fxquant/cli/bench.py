@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fxquant.timing import Timed
 
 CALIBRATION_IMAGES = 16  # random ones: their values do not change the speed
+FIDELITY_IMAGES = 16
 
 
 def bench(
@@ -58,15 +59,13 @@ def bench(
             raise InputError("--against belongs to a .fxq file", where=model, fix="leave it out")
         original = named_model(model, weights=weights, pretrained=pretrained)
         quantized = _quantized(original, calibration, recipe, example)
-    x = _images(quantized, max(sizes))
+    x = _images(quantized, max(FIDELITY_IMAGES, *sizes))
     rows = [(size, _timed(quantized, original, x[:size], seconds)) for size in sizes]
     _show_times(rows)
-    _show_facts(quantized, original, x)
-    _show_notes(
-        quantized,
-        random=not stored and weights is None and not pretrained,
-        calibrated=stored or calibration is not None,
-    )
+    _show_facts(quantized, original, x[:FIDELITY_IMAGES], batch=sizes[-1])
+    library = (against if stored else model) or ""
+    random = library.startswith(("timm:", "torchvision:")) and weights is None and not pretrained
+    _show_notes(quantized, random=random, calibrated=stored or calibration is not None)
 
 
 def _stored(
@@ -111,10 +110,11 @@ def _timed(quantized: Any, model: nn.Module | None, x: Tensor, seconds: float) -
     from fxquant.timing import float_baseline, interleaved
 
     torch._dynamo.reset()  # each batch size is compiled for itself, as if it were the only one
-    calls: dict[str, Callable[[], object]] = {"int8": lambda: quantized(x)}
+    calls: dict[str, Callable[[], object]] = {}
     if model is not None:
         baseline = float_baseline(model, x)
-        calls = {"float": lambda: baseline(x), **calls}
+        calls["float"] = lambda: baseline(x)
+    calls["int8"] = lambda: quantized(x)
     return interleaved(calls, seconds=seconds)
 
 
@@ -137,20 +137,22 @@ def _show_times(rows: list[tuple[int, dict[str, Timed]]]) -> None:
         show_note("other processes held the cores during most samples: do not trust these times")
 
 
-def _show_facts(quantized: Any, model: nn.Module | None, x: Tensor) -> None:
+def _show_facts(quantized: Any, model: nn.Module | None, x: Tensor, *, batch: int) -> None:
     import torch
 
-    from fxquant.fidelity import checked
+    from fxquant.fidelity import logits_of
     from fxquant.quant.metrics import sqnr_db
+    from fxquant.timing import baseline_is_fair
 
     console = output()
     if model is not None:
-        with torch.no_grad():
-            reference, ours = checked(model(x)), checked(quantized(x))
+        reference, ours = (logits_of(m, x, batch=batch) for m in (model, quantized))
         distance = f"{sqnr_db(reference, ours):.1f} dB on {len(x)} random inputs"
         console.print(f"SQNR of the logits: {distance}")
-    machine = quantized.report.machine
-    console.print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    machine, threads = quantized.report.machine, torch.get_num_threads()
+    console.print(f"{machine}, {threads} threads, torch {torch.__version__}", markup=False)
+    if baseline_is_fair():
+        console.print("float products take MKL's fast path")
 
 
 def _show_notes(quantized: Any, *, random: object, calibrated: object) -> None:
@@ -159,7 +161,7 @@ def _show_notes(quantized: Any, *, random: object, calibrated: object) -> None:
     if quantized.report.simulated:
         show_note("the reference backend simulates int8: its times are not those of int8")
     if random:
-        show_note("the weights are the model's random start: the SQNR says little")
+        show_note("the float weights are random, as there is no --weights: the SQNR says little")
     if not calibrated:
         show_note("activation ranges come from random inputs, as there is no --calibration")
     if not baseline_is_fair():

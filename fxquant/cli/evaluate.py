@@ -126,15 +126,15 @@ def _measured(
     if labels is not None and int(labels.max()) >= logits.shape[1]:
         raise InputError(f"label {int(labels.max())} is beyond the {logits.shape[1]} classes")
     rows = {"images": str(len(files))}
-    if labels is not None:
-        rows["int8 top-1"] = f"{top1(logits, labels):.2f} %"
-    if theirs:
-        found = compare(torch.cat(theirs), logits, labels)
-        if found.float_top1 is not None and found.drop is not None:
-            rows["float top-1"] = f"{found.float_top1:.2f} %"
-            rows["int8 top-1"] += f" ({-found.drop:+.2f} points)"
-        rows["same class as float"] = f"{found.agreement:.2f} %"
-        rows["SQNR of the logits"] = f"{found.sqnr_db:.1f} dB"
+    if not theirs:
+        assert labels is not None
+        return rows | {"int8 top-1": f"{top1(logits, labels):.2f} %"}
+    found = compare(torch.cat(theirs), logits, labels)
+    if found.drop is not None:
+        rows["float top-1"] = f"{found.float_top1:.2f} %"
+        rows["int8 top-1"] = f"{found.int8_top1:.2f} % ({0 - found.drop:+.2f} points)"
+    rows["same class as float"] = f"{found.agreement:.2f} %"
+    rows["SQNR of the logits"] = f"{found.sqnr_db:.1f} dB"
     return rows
 
 

@@ -10,13 +10,13 @@ from fxquant.errors import RecipeError
 from fxquant.graph.layer_graph import must_share_groups
 from fxquant.graph.layers import Layer
 from fxquant.graph.site import Site
+from fxquant.passes.fit import WEIGHTED, applies, misfit
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Decision, Plan
 from fxquant.pipeline.state import Fact, State
 from fxquant.pipeline.target import Target
 from fxquant.quant.scheme import Scheme
 
-WEIGHTED = frozenset({"linear", "conv"})
 FLOAT_BY_DEFAULT = {
     "layer_norm": "LayerNorm reads the float residual stream",
     "softmax": "softmax inputs stay float",
@@ -29,7 +29,8 @@ class Override:
 
     ``sites``: glob over ``layer`` or ``layer:slot``. ``role``: glob over roles. ``scheme``: a
     scheme's text, ``float`` or ``bfloat16``. A scheme needs a slot in ``sites`` unless its kind
-    tells: symmetric schemes go to weights, affine ones to inputs. Later overrides win.
+    tells: symmetric schemes go to weights, affine ones to inputs. Schemes pass by layers without
+    weights, bfloat16 by all but fused attention. Later overrides win.
     """
 
     scheme: str
@@ -42,19 +43,24 @@ class Override:
         if not self.sites or not self.role:
             raise RecipeError("an override has an empty glob", where=f"override {self}")
 
-    def decision_for(self, site: Site, role: str) -> Decision | None:
+    def decision_for(self, site: Site, layer: Layer) -> Decision | None:
         """The decision, or None where the override does not speak of this site."""
-        if not (site.matches(self.sites) and fnmatchcase(role, self.role)):
+        if not (site.matches(self.sites) and fnmatchcase(layer.role, self.role)):
             return None
+        decision = self._decision()
+        scheme = decision.scheme
+        by_kind = scheme is not None and ":" not in self.sites
+        if by_kind and scheme is not None and scheme.symmetric != (site.slot == "weight"):
+            return None
+        return decision if applies(layer, decision) else None
+
+    def _decision(self) -> Decision:
         reason = f"override {self.sites} ({self.role})"
         if self.scheme == "float":
             return Decision(compute="float32", reason=reason)
         if self.scheme == "bfloat16":
             return Decision(compute="bfloat16", reason=reason)
-        scheme = Scheme.parse(self.scheme)
-        if ":" not in self.sites and scheme.symmetric != (site.slot == "weight"):
-            return None
-        return Decision(scheme=scheme, reason=reason)
+        return Decision(scheme=Scheme.parse(self.scheme), reason=reason)
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,23 @@ class Assign(Pass):
         decisions: dict[Site, Decision] = {}
         for layer in state.layers:
             decisions |= self._layer(layer, state.target)
-        roles = {layer.name: layer.role for layer in state.layers}
+        layers = {layer.name: layer for layer in state.layers}
         for site in decisions:
             for override in self.overrides:
-                decision = override.decision_for(site, roles[site.layer])
+                decision = override.decision_for(site, layers[site.layer])
                 if decision is not None:
                     decisions[site] = decision
-        self._check_overrides(decisions, roles)
+        self._check_overrides(decisions, layers)
+        for site, decision in decisions.items():
+            wrong, fix = misfit(layers[site.layer], site.slot, decision)
+            if wrong:
+                raise RecipeError(wrong, where=str(site), why=decision.reason, fix=fix)
         _settle_shared(decisions, must_share_groups(state.graph, state.layers), state.layers)
         return state.having(Fact.PLAN, Plan(decisions, state.target))
 
-    def _check_overrides(self, decisions: dict[Site, Decision], roles: dict[str, str]) -> None:
+    def _check_overrides(self, decisions: dict[Site, Decision], layers: dict[str, Layer]) -> None:
         for override in self.overrides:
-            if not any(override.decision_for(site, roles[site.layer]) for site in decisions):
+            if not any(override.decision_for(site, layers[site.layer]) for site in decisions):
                 raise RecipeError(
                     "an override matches no site of this model",
                     where=f"override sites={override.sites!r} role={override.role!r}",

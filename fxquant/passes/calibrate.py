@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class Calibrate(Pass):
     ``progress``: ``auto`` shows a bar on a terminal, ``never`` shows none.
     """
 
-    progress: str = "auto"
+    progress: Literal["auto", "never"] = "auto"
 
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[frozenset[Fact]] = frozenset(
@@ -77,7 +78,9 @@ class Calibrate(Pass):
             for site, (layer, _) in sites.items()
         }
         runner = Runner(state.float_graph, inputs=callbacks)
-        with Progress(transient=True, disable=self.progress == "never") as bar:
+        console = Console(stderr=True)
+        hidden = self.progress == "never" or not console.is_terminal
+        with Progress(console=console, transient=True, disable=hidden) as bar:
             task = bar.add_task("calibrating", total=len(state.calibration) or None)
             for leaves in state.calibration.batches():
                 runner(leaves)

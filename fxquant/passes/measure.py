@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxquant.errors import PipelineError
 from fxquant.passes.running import Runner
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, State
@@ -32,6 +33,14 @@ class Measure(Pass):
         {Fact.GRAPH, Fact.FLOAT_GRAPH, Fact.LAYERS, Fact.CALIBRATION, Fact.QUANTIZED}
     )
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.MEASUREMENTS})
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise PipelineError(
+                f"cannot measure on {self.images} images",
+                where="pass measure",
+                fix="give at least 1, or leave the pass out: pipeline.without('measure')",
+            )
 
     def run(self, state: State) -> State:
         """Set ``measurements``: dB by layer name, the model's output under ``(output)``."""

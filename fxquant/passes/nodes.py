@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.tensors import call, constant_of
@@ -22,7 +23,7 @@ def dequantize_weight(
     ends = (scheme.quant_min, scheme.quant_max, scheme.dtype)
     with graph_module.graph.inserting_before(node):
         if scheme.granularity == "group":
-            arguments = (*parts, *ends, scheme.group_size)
+            arguments = (*parts, *ends, scheme.group_size, torch.float32)
             return call(graph_module, ops.dequantize_per_channel_group, arguments, like=node)
         if scheme.granularity == "tensor":
             scale = constant_of(graph_module, parts[1])

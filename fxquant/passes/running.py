@@ -39,6 +39,7 @@ class Runner(Interpreter):
         outputs: Mapping[str, Callable[[Tensor], None]] | None = None,
     ) -> None:
         super().__init__(graph_module, garbage_collect_values=True)
+        self.extra_traceback = False  # errors name the layer themselves
         self._inputs = inputs or {}
         self._outputs = outputs or {}
 

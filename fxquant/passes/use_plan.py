@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fxquant.errors import PlanError
 from fxquant.graph.site import Site
+from fxquant.passes.fit import misfit
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, State
@@ -40,14 +41,12 @@ class UsePlan(Pass):
         return state.having(Fact.PLAN, self.plan)
 
     def _check_widths(self, state: State) -> None:
+        layers = {layer.name: layer for layer in state.layers}
         for site, decision in self.plan.decisions.items():
             scheme = decision.scheme
-            if scheme is not None and (site.slot == "weight") != scheme.symmetric:
-                raise PlanError(
-                    f"scheme {scheme.text()} does not fit its site",
-                    where=str(site),
-                    fix="weights take symmetric (s...) schemes, inputs affine (a...) ones",
-                )
+            wrong, fix = misfit(layers[site.layer], site.slot, decision)
+            if wrong:
+                raise PlanError(wrong, where=str(site), fix=fix)
             if (
                 scheme is not None
                 and site.slot == "input"

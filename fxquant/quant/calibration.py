@@ -61,6 +61,12 @@ class Calibration:
         *,
         limit: int = LIMIT,
     ) -> None:
+        if type(limit) is not int or limit < 1:
+            raise CalibrationError(
+                f"cannot read {limit!r} samples",
+                where="argument limit",
+                fix="give the largest number of samples to read, at least 1",
+            )
         self.names = names
         self.shapes = shapes
         self.limit = limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -10,33 +11,40 @@ from torch.fx import GraphModule, Node
 
 from fxquant.backends.quantized import QuantizedModule, quantized_module
 from fxquant.errors import FrozenModelError, InputError
-from fxquant.graph.tensors import add_buffer, attribute_name, call, copy_graph, prune, tensor_at
-from fxquant.quant import ops
+from fxquant.graph.tensors import (
+    add_buffer,
+    attribute_name,
+    call,
+    constant_of,
+    copy_graph,
+    prune,
+    tensor_at,
+)
+from fxquant.quant import fake, ops
 
-aten = torch.ops.aten
-_CODES = "fxquant_codes"  # meta of a fake-quantize node: what freeze needs to restore the codes
+_FAKES = (fake.fake_quantize, fake.fake_quantize_rows, fake.fake_quantize_per_token)
 
 
 def trainable(quantized: QuantizedModule) -> GraphModule:
     """A copy whose quantizers pass gradients straight through, over float master weights.
 
     ``dq(q(x)) -> fake_quantize(x)`` and ``dq(Wq) -> fake_quantize(W)`` with ``W = dq(Wq)``; all
-    floating tensors become parameters. The outputs are those of ``quantized``; train it like any
-    module, then :func:`freeze` it. Gradients are zero where a value was clipped.
+    floating tensors but the scales become parameters. The outputs are those of ``quantized``.
+    Train it like any module, then :func:`freeze` it. Gradients are zero where a value is clipped.
     """
     if not isinstance(quantized, QuantizedModule):
         raise InputError(
             f"trainable takes a quantized model, not {type(quantized).__name__}",
             fix="pass the result of fxquant.quantize, or lowered.reference",
         )
-    module = GraphModule(quantized, copy_graph(quantized.graph), class_name="TrainableModule")
-    for node in list(module.graph.nodes):
-        if node.target is ops.dequantize_per_tensor and _is(node.args[0], ops.quantize_per_tensor):
-            _straight_through_static(module, node)
-        elif node.target is ops.dequantize_per_token:
-            _straight_through_dynamic(module, node)
-        elif node.target in ops.DEQUANTIZE and _is_get_attr(node.args[0]):
-            _master_weight(module, node)
+    graph = copy_graph(quantized.graph)
+    module = GraphModule(quantized, graph, class_name="TrainableModule")
+    for node in list(graph.nodes):
+        if node.target not in ops.DEQUANTIZE:
+            continue
+        with graph.inserting_before(node):
+            made = _master(module, node) if _is_stored(node) else _activation(module, node)
+        node.replace_all_uses_with(made)
     prune(module)
     _parameters(module)
     module.meta["fxquant"] = quantized.meta["fxquant"]
@@ -45,169 +53,113 @@ def trainable(quantized: QuantizedModule) -> GraphModule:
 
 def freeze(module: GraphModule) -> QuantizedModule:
     """Back to integer weights and q/dq pairs; an untrained view gives identical codes."""
-    if "fxquant" not in module.meta or isinstance(module, QuantizedModule):
+    info = module.meta.get("fxquant") if isinstance(module, GraphModule) else None
+    if info is None or isinstance(module, QuantizedModule):
         raise FrozenModelError(
             "freeze takes what fxquant.trainable returned", fix="call fxquant.trainable(q) first"
         )
-    info = module.meta["fxquant"]
     source = GraphModule(module, copy_graph(module.graph))
     for node in list(source.graph.nodes):
-        if _CODES in node.meta:
-            _restore(source, node, *node.meta[_CODES])
+        if node.target not in _FAKES:
+            continue
+        with source.graph.inserting_before(node):
+            stored = constant_of(source, node.args[0]) is not None
+            made = _restore_weight(source, node) if stored else _restore_activation(source, node)
+        node.replace_all_uses_with(made)
     prune(source)
     extra = {key: value for key, value in info.items() if key not in {"plan", "report"}}
     return quantized_module(source, info["plan"], info["report"], **extra)
 
 
-def _is(node: object, target: object) -> bool:
-    return isinstance(node, Node) and node.target is target
+def _is_stored(node: Node) -> bool:
+    held = node.args[0]
+    return isinstance(held, Node) and held.op == "get_attr"
 
 
-def _is_get_attr(node: object) -> bool:
-    return isinstance(node, Node) and node.op == "get_attr"
-
-
-def _swap(module: GraphModule, old: Node, new: Node, kind: str, arguments: Any) -> None:
-    new.meta[_CODES] = (kind, arguments)
-    old.replace_all_uses_with(new)
-    module.graph.erase_node(old)
-
-
-def _straight_through_static(module: GraphModule, node: Node) -> None:
+def _activation(module: GraphModule, node: Node) -> Node:
     quantize = node.args[0]
     assert isinstance(quantize, Node)
-    x, scale, zero_point, low, high, dtype = quantize.args
-    with module.graph.inserting_before(node):
-        fake = call(
-            module,
-            aten.fake_quantize_per_tensor_affine.default,
-            (x, scale, zero_point, low, high),
-            like=node,
-        )
-    _swap(module, node, fake, "static", (scale, zero_point, low, high, dtype))
+    if node.target is ops.dequantize_per_token:
+        triple: Any = quantize.args[0]
+        x, low, high, _ = triple.args
+        return call(module, fake.fake_quantize_per_token, (x, low, high), like=node)
+    return call(module, fake.fake_quantize, quantize.args[:5], like=node)
 
 
-def _straight_through_dynamic(module: GraphModule, node: Node) -> None:
-    """``x + stop_gradient(dq(q(x)) - x)``: the identity to gradients."""
-    codes = node.args[0]
-    assert isinstance(codes, Node)
-    triple = codes.args[0]
-    assert isinstance(triple, Node)
-    x = triple.args[0]
-    with module.graph.inserting_after(node):
-        difference = call(module, aten.sub.Tensor, (node, x), like=node)
-    with module.graph.inserting_after(difference):
-        constant = call(module, aten.detach.default, (difference,), like=node)
-    with module.graph.inserting_after(constant):
-        total = call(module, aten.add.Tensor, (x, constant), like=node)
-    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not difference)
-    total.meta[_CODES] = ("dynamic", node.name)
-
-
-def _master_weight(module: GraphModule, node: Node) -> None:
-    codes = node.args[0]
-    assert isinstance(codes, Node)
-    code_values = tensor_at(module, str(codes.target))
-    arguments = [tensor_at(module, str(a.target)) if isinstance(a, Node) else a for a in node.args]
+def _master(module: GraphModule, node: Node) -> Node:
+    """A float buffer with the value of the stored weight, behind a fake quantizer."""
+    values = [tensor_at(module, str(a.target)) if isinstance(a, Node) else a for a in node.args]
     target: Any = node.target
-    master = target(*arguments).detach()
     name = attribute_name(str(node.meta["layer"]), "master")
-    with module.graph.inserting_before(node):
-        weight = add_buffer(module, name, master, like=node, before=node)
-        if target is ops.dequantize_per_tensor:
-            _, scale, zero_point, low, high, dtype = node.args
-            fake = call(
-                module,
-                aten.fake_quantize_per_tensor_affine.default,
-                (weight, scale, zero_point, low, high),
-                like=node,
-            )
-            _swap(module, node, fake, "tensor_weight", (scale, zero_point, low, high, dtype))
-            return
-        scale_node = node.args[1]
-        assert isinstance(scale_node, Node)
-        scale = tensor_at(module, str(scale_node.target))
-        group = target is ops.dequantize_per_channel_group
-        low, high, dtype = node.args[3:6] if group else node.args[4:7]
-        shaped, rows = weight, scale
-        if group:
-            size = node.args[6]
-            shaped = call(module, aten.reshape.default, (weight, [-1, size]), like=node)
-            rows = scale.reshape(-1)
-        scale_buffer = add_buffer(module, name + "_scale", rows.clone(), like=node, before=node)
-        zeros = add_buffer(
-            module,
-            name + "_zero_point",
-            torch.zeros(rows.numel(), dtype=torch.int32),
-            like=node,
-            before=node,
-        )
-        fake = call(
-            module,
-            aten.fake_quantize_per_channel_affine.default,
-            (shaped, scale_buffer, zeros, 0, low, high),
-            like=node,
-        )
-        if group:
-            fake = call(module, aten.reshape.default, (fake, list(code_values.shape)), like=node)
-        original = tuple(None if isinstance(a, Node) else a for a in node.args)
-    _swap(module, node, fake, "weight", (target, original, weight.target, scale.clone()))
+    master = add_buffer(module, name, target(*values).detach(), like=node, before=node)
+    if target is ops.dequantize_per_tensor:
+        return call(module, fake.fake_quantize, (master, *node.args[1:5]), like=node)
+    first = 3 if target is ops.dequantize_per_channel_group else 4
+    ends = node.args[first : first + 2]
+    return call(module, fake.fake_quantize_rows, (master, node.args[1], *ends), like=node)
 
 
 def _parameters(module: GraphModule) -> None:
     """Floating buffers become parameters, except the quantizers' own scales."""
-    fixed = ("_scale",)
-    for path, owner in list(module.named_modules()):
-        for name, value in list(owner._buffers.items()):
-            if value is None or not value.is_floating_point() or name.endswith(fixed):
-                continue
-            delattr(owner, name)
-            owner.register_parameter(name, nn.Parameter(value.clone()))
-            del path
+    scales = {
+        str(node.args[1].target)
+        for node in module.graph.nodes
+        if node.target is fake.fake_quantize_rows
+    }
+    for path, value in list(module.named_buffers()):
+        if path in scales or not value.is_floating_point():
+            continue
+        owner_path, _, leaf = path.rpartition(".")
+        owner = module.get_submodule(owner_path)
+        delattr(owner, leaf)
+        owner.register_parameter(leaf, nn.Parameter(value.clone()))
 
 
-def _restore(module: GraphModule, node: Node, kind: str, arguments: Any) -> None:
-    if kind == "dynamic":
-        original = next(n for n in module.graph.nodes if n.name == arguments)
-        node.replace_all_uses_with(original)
-        return
-    with module.graph.inserting_before(node):
-        if kind == "static":
-            codes = call(module, ops.quantize_per_tensor, (node.args[0], *arguments), like=node)
-            back = call(module, ops.dequantize_per_tensor, (codes, *arguments), like=node)
-        elif kind == "tensor_weight":
-            back = _restore_tensor_weight(module, node, arguments)
-        else:
-            back = _restore_channel_weight(module, node, arguments)
-    node.replace_all_uses_with(back)
+def _restore_activation(module: GraphModule, node: Node) -> Node:
+    if node.target is fake.fake_quantize_per_token:
+        x, low, high = node.args
+        triple = call(module, ops.quantize_per_token, (x, low, high, torch.uint8), like=node)
+        parts = tuple(call(module, operator.getitem, (triple, i), like=node) for i in range(3))
+        return call(module, ops.dequantize_per_token, parts, like=node)
+    parameters = (*node.args[1:], _dtype(node))
+    codes = call(module, ops.quantize_per_tensor, (node.args[0], *parameters), like=node)
+    return call(module, ops.dequantize_per_tensor, (codes, *parameters), like=node)
 
 
-def _restore_tensor_weight(module: GraphModule, node: Node, arguments: Any) -> Node:
-    weight = node.args[0]
-    assert isinstance(weight, Node)
-    master = tensor_at(module, str(weight.target)).detach()
-    codes = ops.quantize_per_tensor(master, *arguments)
+def _dtype(node: Node) -> torch.dtype:
+    low, high = node.args[-2:]
+    assert isinstance(low, int)
+    assert isinstance(high, int)
+    return fake.storage_dtype(low, high)
+
+
+def _restore_weight(module: GraphModule, node: Node) -> Node:
+    master = constant_of(module, node.args[0])
+    assert master is not None
+    master = master.detach()
     name = attribute_name(str(node.meta["layer"]), "weight")
+    low, high = node.args[-2:]
+    dtype = _dtype(node)
+    if node.target is fake.fake_quantize:
+        codes = ops.quantize_per_tensor(master, *node.args[1:], dtype)
+        held = add_buffer(module, name, codes, like=node, before=node)
+        arguments = (held, *node.args[1:], dtype)
+        return call(module, ops.dequantize_per_tensor, arguments, like=node)
+    scale_node = node.args[1]
+    scale = constant_of(module, scale_node)
+    assert scale is not None
+    codes = _row_codes(master, scale, low, high, dtype)
     held = add_buffer(module, name, codes, like=node, before=node)
-    return call(module, ops.dequantize_per_tensor, (held, *arguments), like=node)
-
-
-def _restore_channel_weight(module: GraphModule, node: Node, arguments: Any) -> Node:
-    target, original, master_name, scale = arguments
-    master = tensor_at(module, str(master_name)).detach()
-    group = target is ops.dequantize_per_channel_group
-    low, high, dtype = original[3:6] if group else original[4:7]
-    spread = _spread(scale, master, original[6] if group else 0)
-    codes = torch.round(master * (1.0 / spread)).clamp(low, high).to(dtype)
-    name = attribute_name(str(node.meta["layer"]), "weight")
-    held = add_buffer(module, name, codes, like=node, before=node)
-    scale_node = add_buffer(module, name + "_scale", scale.clone(), like=node, before=node)
     zeros = torch.zeros(scale.shape, dtype=torch.int64)
-    zero_node = add_buffer(module, name + "_zero_point", zeros, like=node, before=node)
-    return call(module, target, (held, scale_node, zero_node, *original[3:]), like=node)
+    zero_point = add_buffer(module, name + "_zero_point", zeros, like=node, before=node)
+    if scale.dim() == 2:
+        size = master.shape[1] // scale.shape[1]
+        group = (held, scale_node, zero_point, low, high, dtype, size, torch.float32)
+        return call(module, ops.dequantize_per_channel_group, group, like=node)
+    rows = (held, scale_node, zero_point, 0, low, high, dtype)
+    return call(module, ops.dequantize_per_channel, rows, like=node)
 
 
-def _spread(scale: Tensor, master: Tensor, group_size: int) -> Tensor:
-    if group_size:
-        return scale.repeat_interleave(group_size, dim=1)
-    return scale.reshape(-1, *[1] * (master.dim() - 1))
+def _row_codes(master: Tensor, scale: Tensor, low: Any, high: Any, dtype: torch.dtype) -> Tensor:
+    ratio = master * (1.0 / fake.spread_rows(scale, master))
+    return torch.round(ratio).clamp(low, high).to(dtype)
