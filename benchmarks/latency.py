@@ -22,7 +22,7 @@ from torch import nn
 import fxquant
 from benchmarks import record
 from benchmarks.fair_baseline import restart_fairly
-from fxquant.capture.torchvision_ops import declare_missing_ops
+from fxquant.capture.torchvision_ops import import_with_torchvision
 from fxquant.fidelity import compare
 from fxquant.timing import float_baseline, interleaved
 
@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     fair = restart_fairly()
     torch.set_num_threads(options.threads)
-    declare_missing_ops()
+    import_with_torchvision("torchvision")
     from benchmarks.random_weights import random_model  # imports timm, after it is mended
 
     console = Console(width=110)

@@ -53,9 +53,9 @@ def memory_mb(field: str) -> float:
 def quantize_once(name: str, images: int, recipe: str, threads: int) -> dict[str, Any]:
     """One run, in this process."""
     import fxquant
-    from fxquant.capture.torchvision_ops import declare_missing_ops
+    from fxquant.capture.torchvision_ops import import_with_torchvision
 
-    declare_missing_ops()
+    import_with_torchvision("torchvision")
     from benchmarks.random_weights import random_model
 
     torch.set_num_threads(threads)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxquant.backends.base import Executor, default_backend, get_backend
+from fxquant.backends.frozen import Frozen
 from fxquant.backends.quantized import QuantizedModule, quantized_module
 from fxquant.capture import capture
-from fxquant.errors import BackendError, InputError, PipelineError, RecipeError
+from fxquant.errors import BackendError, CaptureError, InputError, PipelineError, RecipeError
 from fxquant.graph.shapes import shape_of
 from fxquant.models.example import Preprocessing, example_for, preprocessing_of
 from fxquant.models.images import ImageFolder
@@ -54,6 +55,12 @@ def quantize(
     the model's own configuration. ``backend``: whose machine facts guide the plan; x86 where this
     machine can run it, else the reference.
     """
+    if isinstance(model, Frozen):
+        raise CaptureError(
+            "the model is quantized already",
+            where="argument model",
+            fix="quantize the float model again, or edit the plan and pass plan=",
+        )
     chosen, steps = _passes(recipe, pipeline, plan, calibrated=calibration is not None)
     source = _source(model, calibration)
     first = None
@@ -139,6 +146,10 @@ def load(path: str | Path, *, executor: Executor = "inductor", strict: bool = Fa
     from fxquant.artifact import read
     from fxquant.errors import ArtifactError
 
+    if not isinstance(path, (str, Path)):
+        raise ArtifactError(
+            f"{type(path).__name__} is no path", where="argument path", fix="name a .fxq file"
+        )
     stored = read(path)
     quantized = quantized_module(
         stored.graph_module,
@@ -167,8 +178,14 @@ def _passes(
 ) -> tuple[Recipe, Pipeline]:
     if plan is not None and (pipeline is not None or chosen is not None):
         raise RecipeError("a plan replaces recipe and pipeline", fix="pass only one of them")
+    if pipeline is not None and chosen is not None:
+        raise RecipeError("a pipeline replaces the recipe", fix="pass only one of them")
     if pipeline is not None and not isinstance(pipeline, Pipeline):
-        raise PipelineError(f"{type(pipeline).__name__} is not a Pipeline")
+        raise PipelineError(
+            f"{type(pipeline).__name__} is not a Pipeline",
+            where="argument pipeline",
+            fix="change fxquant.recipe('w8a8').pipeline, or build fxquant.Pipeline((...))",
+        )
     if chosen is None and pipeline is None and plan is None and not calibrated:
         logger.warning(
             "no calibration data: activation ranges are found per token while the model runs, "

@@ -7,10 +7,10 @@ import hypothesis
 import pytest
 import torch
 
-from fxquant.capture.torchvision_ops import declare_missing_ops
+from fxquant.capture.torchvision_ops import import_with_torchvision
 
 # Before anything imports timm: torchvision's registry wheel does not load beside a CPU torch.
-declare_missing_ops()
+import_with_torchvision("torchvision")
 
 from tests.asset_models.data import assets_dir, missing_reason  # noqa: E402
 

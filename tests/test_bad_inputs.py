@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from fxquant.errors import FxquantError
-from tests.bad_inputs import artifacts, data, models, settings
+from tests.bad_inputs import artifacts, data, models, plans, settings
 from tests.bad_inputs.place import Case, Place
 
 TABLE = [
     case
-    for cases in (models.CASES, data.CASES, settings.CASES, artifacts.CASES)
+    for cases in (models.CASES, data.CASES, settings.CASES, plans.CASES, artifacts.CASES)
     for case in cases.table.values()
 ]
 

@@ -46,6 +46,8 @@ def _matmul_to_linear(graph_module: GraphModule, node: Node) -> None:
     weight = constant_of(graph_module, left)
     if weight is None or not isinstance(right, Node) or rank(right) < 2 or not _is_matrix(weight):
         return
+    if weight.dim() > rank(right):  # its axes of size 1 would be missing from the result
+        return
     with graph_module.graph.inserting_before(node):
         turned = call(graph_module, aten.transpose.int, (right, -1, -2), like=node)
     matrix = weight.detach().reshape(weight.shape[-2:])

@@ -83,7 +83,7 @@ def diff_graphs(before: str, after: str, *, name: str) -> str:
     values does not show."""
     old, new = before.splitlines(), after.splitlines()
     plain = [[_VALUE.sub("%", line) for line in lines] for lines in (old, new)]
-    blocks = difflib.SequenceMatcher(None, *plain, autojunk=False).get_matching_blocks()
+    blocks = difflib.SequenceMatcher(None, plain[0], plain[1], autojunk=False).get_matching_blocks()
     paired = {b.a + i: b.b + i for b in blocks for i in range(b.size)}
     number = {line: f"%{paired[line]}" for line in paired}
     signed, reached = [], 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fxquant.capture.torchvision_ops import declare_missing_ops
+from fxquant.capture.torchvision_ops import import_with_torchvision
 from fxquant.errors import DependencyError, InputError
 
 
@@ -38,9 +38,8 @@ def load_model(spec: str, *, weights: Path | None = None, pretrained: bool = Fal
 
 
 def _import(package: str) -> Any:
-    declare_missing_ops()
     try:
-        return importlib.import_module(package)
+        return import_with_torchvision(package)
     except ImportError as error:
         raise DependencyError(
             f"{package} is not installed", why=str(error), fix="pip install 'fxquant[vision]'"

@@ -44,7 +44,7 @@ class Pipeline:
             if missing:
                 givers = [p.name for p in self.passes if p.gives & missing]
                 raise PipelineError(
-                    f"pass {step.name!r} needs {sorted(missing)} before anything gives it",
+                    f"pass {step.name!r} needs {', '.join(sorted(missing))} before anything gives it",
                     fix=f"move it after {givers[-1]!r}" if givers else "add a pass that gives it",
                 )
             known = (known - step.invalidates) | step.gives
@@ -136,7 +136,7 @@ def _run_one(step: Pass, state: State) -> State:
     }
     if undeclared:
         raise PipelineError(
-            f"pass {step.name!r} set {sorted(undeclared)} without naming it in gives",
+            f"pass {step.name!r} set {', '.join(sorted(undeclared))} without naming it in gives",
             where=f"pass {step.name}",
         )
     if Fact.GRAPH in step.gives:

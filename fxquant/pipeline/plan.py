@@ -136,13 +136,32 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(self.to_json(), indent=1) + "\n"
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise PlanError(
+                "cannot write the plan",
+                where=str(path),
+                why=str(error),
+                fix="name a file in a folder that exists and that you may write to",
+            ) from error
 
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read JSON; raises :class:`PlanError` for anything that is not a sound plan."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+            data = json.loads(text, object_pairs_hook=_without_doubles)
+        except (OSError, ValueError, RecursionError) as error:
             raise PlanError("cannot read the plan", where=str(path), why=str(error)) from error
         return Plan.from_json(data)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A site written twice by hand would silently take its last decision."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+    return made

@@ -39,6 +39,8 @@ def first_batch(source: Any) -> tuple[Any, Any]:
             where="argument calibration",
             fix="pass at least one batch; 32 to 128 images are usual",
         ) from None
+    if first is None:
+        raise CalibrationError("a batch is None", where="calibration batch 0")
     if iterator is source:  # a generator: what was taken must be put back
         return first, itertools.chain([first], iterator)
     return first, source

@@ -44,6 +44,8 @@ def _fake_quantize_rows(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor
 
 
 def _fake_quantize_per_token(x: Tensor, low: int, high: int) -> Tensor:
+    scale: Tensor
+    zero_point: Tensor
     _, scale, zero_point = quantize_per_token(x.detach(), low, high, torch.uint8)
     return (_through(x * (1.0 / scale), zero_point, low, high) - zero_point) * scale
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fxquant.capture.torchvision_ops import declare_missing_ops
+from fxquant.capture.torchvision_ops import import_with_torchvision
 
 from .gmlp import GMlp, Spatial
 from .resmlp import ResMlp, module_keys
@@ -85,8 +85,7 @@ def load_resmlp() -> ResMlp:
 
 
 def _load_timm(name: str, relative: str) -> nn.Module:
-    declare_missing_ops()
-    import timm
+    timm = import_with_torchvision("timm")
 
     model: nn.Module = timm.create_model(name)
     model.load_state_dict(load_file(_require(relative)))

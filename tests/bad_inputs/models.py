@@ -16,7 +16,16 @@ from fxquant.errors import (
     InputError,
     UnsupportedOpError,
 )
-from tests.bad_inputs.place import Call, Cases, Place, Small, Two, good
+from tests.bad_inputs.place import (
+    Call,
+    Cases,
+    Place,
+    Small,
+    Two,
+    good,
+    lowered_small,
+    quantized_small,
+)
 
 CASES = Cases()
 
@@ -60,7 +69,6 @@ def raises(x: Tensor) -> Tensor:
 LINES: list[tuple[str, Any]] = [
     ("a model that branches on data", (CaptureError, branches)),
     ("a model that loops as often as data says", (CaptureError, loops)),
-    ("a model that calls item()", (CaptureError, lambda x: x * x.sum().item())),
     ("a model that goes through numpy", (CaptureError, lambda x: torch.tensor(x.numpy()))),
     ("a model that raises", (CaptureError, raises)),
     ("a model with a shape error", (CaptureError, lambda x: x @ x)),
@@ -143,17 +151,33 @@ def _(place: Place) -> Call:
 
 @CASES("a model without weights", BackendError)
 def _(place: Place) -> Call:
-    model = place.model(lambda: Around(lambda x: x))
     activation = place.watch(nn.Sequential(nn.GELU()).eval())
-    del model
     return lambda: fxquant.compile(activation, calibration=good(), executor="eager")
 
 
 @CASES("an already quantized model", CaptureError)
 def _(place: Place) -> Call:
-    from tests.bad_inputs.place import quantized_small
-
     return lambda: fxquant.quantize(quantized_small(), calibration=good())
+
+
+@CASES("an already lowered model", CaptureError)
+def _(place: Place) -> Call:
+    return lambda: fxquant.quantize(lowered_small(), calibration=good())
+
+
+CASES.family(
+    InputError,
+    [
+        ("running on an image too wide", (torch.zeros(2, 17),)),
+        ("running on another rank", (torch.zeros(2, 3, 16),)),
+        ("running on integers", (torch.zeros(2, 16, dtype=torch.int64),)),
+        ("running on doubles", (good().double(),)),
+        ("running on an input too many", (good(), good())),
+        ("running on text", ("image",)),
+        ("running on nothing", ()),
+    ],
+    lambda place, value: lambda: lowered_small()(*value),
+)
 
 
 def with_example(place: Place, value: Any) -> Call:
@@ -179,7 +203,7 @@ CASES.family(
 CASES.family(
     CaptureError,
     [
-        ("an example of the wrong width", tensor_of_17 := torch.zeros(2, 17)),
+        ("an example of the wrong width", torch.zeros(2, 17)),
         ("an example with an input too many", (good(), good())),
         ("an example that names another input", {"images": good()}),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -70,13 +71,16 @@ def quantized_small() -> Any:
 
 
 @cache
+def lowered_small() -> Any:
+    return fxquant.lower(quantized_small(), executor="eager")
+
+
+@cache
 def artifact_bytes() -> bytes:
     """The file of a lowered small model."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.fxq"
-        fxquant.lower(quantized_small(), executor="eager").save(path)
+        lowered_small().save(path)
         return path.read_bytes()
 
 
