@@ -77,6 +77,13 @@ class Frozen:
             self._other_dtype(f"to({dtype})")
         return self
 
+    def __copy__(self) -> NoReturn:
+        _refuse(
+            "a shallow copy",
+            "two models would hold the same tensors",
+            "use copy.deepcopy(model)",
+        )
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         _refuse(
             "pickling",

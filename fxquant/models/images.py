@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 class ImageFolder:
-    """Iterable of float32 batches ``[B, 3, H, W]`` from all images below ``folder``, sorted.
+    """Iterable of float32 batches ``[B, 3, H, W]`` from all images below ``folder``.
+
+    The order is shuffled, the same every time.
 
     ``preprocessing``: size, crop, mean and std of the model. Every iteration reads the files
     anew, so memory holds one batch. Needs pillow.
@@ -34,7 +37,10 @@ class ImageFolder:
                 fix="pass a folder of images, a tensor, or a DataLoader",
             )
         found = (p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        self.files = sorted(found)[: limit or None]
+        self.files = sorted(found)
+        # Folders are often sorted by class: the first few hundred files must not be one class.
+        random.Random(0).shuffle(self.files)
+        self.files = self.files[: limit or None]
         if not self.files:
             raise CalibrationError(
                 "the calibration folder holds no images",

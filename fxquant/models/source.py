@@ -68,6 +68,8 @@ def _attribute(module: str, name: str) -> nn.Module:
         value = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"cannot import {module}:{name}", why=str(error)) from error
+    if not isinstance(value, nn.Module) and not callable(value):
+        raise InputError(f"{module}:{name} is not a model", why=f"it is a {type(value).__name__}")
     model = value if isinstance(value, nn.Module) else value()
     if not isinstance(model, nn.Module):
         raise InputError(f"{module}:{name} is not a model", why=f"it is a {type(model).__name__}")

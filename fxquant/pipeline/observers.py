@@ -26,7 +26,8 @@ class Timing:
 
 @dataclass
 class GraphDiffs:
-    """The graph's text difference made by each pass that changed it."""
+    """The graph's text difference made by each pass that changed it; a second pass of one name
+    is called ``name@2``."""
 
     diffs: dict[str, str] = field(default_factory=dict)
     _before: str = ""
@@ -39,7 +40,9 @@ class GraphDiffs:
         """Keep the difference where there is one."""
         after = print_graph(state.graph)
         if after != self._before:
-            self.diffs[step.name] = diff_graphs(self._before, after, name=step.name)
+            again = sum(key.partition("@")[0] == step.name for key in self.diffs)
+            key = f"{step.name}@{again + 1}" if again else step.name
+            self.diffs[key] = diff_graphs(self._before, after, name=key)
 
 
 @dataclass

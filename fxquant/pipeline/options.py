@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 from fxquant.errors import PipelineError, SchemeError
+from fxquant.pipeline.plan import Plan
 from fxquant.quant.scheme import Scheme
 
 
@@ -15,6 +16,8 @@ def to_plain(value: Any) -> Any:
     """A JSON value: schemes as text, dataclasses as mappings without defaults, tuples as lists."""
     if isinstance(value, Scheme):
         return value.text()
+    if isinstance(value, Plan):
+        return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return changed_fields(value)
     if isinstance(value, (tuple, list)):
@@ -64,6 +67,8 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
             return value if isinstance(value, Scheme) else Scheme.parse(value)
         except SchemeError as error:
             raise PipelineError(error.what, where=where, why=error.why, fix=error.fix) from error
+    if hint is Plan:
+        return value if isinstance(value, Plan) else Plan.from_json(value)
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_value(arguments[0], v, where=where) for v in value)
     if origin is typing.Literal:

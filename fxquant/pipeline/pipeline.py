@@ -42,9 +42,10 @@ class Pipeline:
                 )
             missing = step.needs - known
             if missing:
+                names = ", ".join(sorted(missing))
                 givers = [p.name for p in self.passes if p.gives & missing]
                 raise PipelineError(
-                    f"pass {step.name!r} needs {', '.join(sorted(missing))} before anything gives it",
+                    f"pass {step.name!r} needs {names} before anything gives it",
                     fix=f"move it after {givers[-1]!r}" if givers else "add a pass that gives it",
                 )
             known = (known - step.invalidates) | step.gives
@@ -139,10 +140,17 @@ def _run_one(step: Pass, state: State) -> State:
             f"pass {step.name!r} set {', '.join(sorted(undeclared))} without naming it in gives",
             where=f"pass {step.name}",
         )
+    absent = step.gives - set(result.facts)
+    if absent:
+        raise PipelineError(
+            f"pass {step.name!r} did not set {', '.join(sorted(absent))}, which its gives names",
+            where=f"pass {step.name}",
+        )
     if Fact.GRAPH in step.gives:
         verify(result.graph, after=step.name)
     kept = {fact: v for fact, v in state.facts.items() if fact not in step.invalidates}
-    return replace(result, facts={**kept, **result.facts}, viewer="")
+    given = {fact: v for fact, v in result.facts.items() if fact in step.gives}
+    return replace(result, facts={**kept, **given}, viewer="")
 
 
 def make_pass(name: str, options: object, known: Mapping[str, type[Pass]]) -> Pass:

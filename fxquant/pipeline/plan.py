@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fxquant.errors import PlanError, SchemeError
 from fxquant.graph.site import Site
@@ -17,6 +17,7 @@ from fxquant.quant.scheme import Scheme
 
 VERSION = 1
 ComputeType = Literal["float32", "bfloat16"]
+COMPUTE_TYPES: tuple[str, ...] = get_args(ComputeType)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,17 @@ class Decision:
     scheme: Scheme | None = None
     compute: ComputeType = "float32"
     reason: str
+
+    def __post_init__(self) -> None:
+        if self.scheme is not None and not isinstance(self.scheme, Scheme):
+            raise PlanError(
+                f"a decision's scheme is a Scheme, not {self.scheme!r}",
+                fix="write Scheme.parse('a8/tensor/minmax')",
+            )
+        if self.compute not in COMPUTE_TYPES:
+            raise PlanError(f"unknown compute type {self.compute!r}", fix="use float32 or bfloat16")
+        if self.scheme is not None and self.compute != "float32":
+            raise PlanError("a decision has a scheme or a compute type, not both")
 
     def to_json(self) -> dict[str, str]:
         """``{"scheme": text}`` or ``{"compute": type}``, with ``reason``."""
@@ -46,17 +58,13 @@ class Decision:
                 where=place,
             )
         reason = data.get("reason", "edited plan")
-        if "compute" in data:
-            if data["compute"] not in ("float32", "bfloat16"):
-                raise PlanError(
-                    f"unknown compute type {data['compute']!r}",
-                    where=place,
-                    fix="use float32 or bfloat16",
-                )
-            return Decision(compute=data["compute"], reason=str(reason))
+        if not isinstance(reason, str):
+            raise PlanError("a reason must be a text", where=place)
         try:
-            return Decision(scheme=Scheme.parse(data["scheme"]), reason=str(reason))
-        except SchemeError as error:
+            if "compute" in data:
+                return Decision(compute=data["compute"], reason=reason)
+            return Decision(scheme=Scheme.parse(data["scheme"]), reason=reason)
+        except (SchemeError, PlanError) as error:
             raise PlanError(error.what, where=place, why=error.why, fix=error.fix) from error
 
 
@@ -119,7 +127,7 @@ class Plan:
         """Read :meth:`to_json` back, checking every entry."""
         if not isinstance(data, dict) or "fxquant_plan" not in data:
             raise PlanError("this is not a fxquant plan", fix="write one with plan.save(path)")
-        if data["fxquant_plan"] != VERSION:
+        if type(data["fxquant_plan"]) is not int or data["fxquant_plan"] != VERSION:
             raise PlanError(
                 f"plan version {data['fxquant_plan']!r} is not {VERSION}",
                 fix="read it with the fxquant that wrote it, or plan anew",
@@ -128,11 +136,13 @@ class Plan:
             data["decisions"], dict
         ):
             raise PlanError("the plan's keys are wrong", where=", ".join(map(str, sorted(data))))
+        if not isinstance(data["recipe"], str):
+            raise PlanError("the recipe's name must be a text", where="plan, key 'recipe'")
         decisions = {
             Site.parse(site): Decision.from_json(site, entry)
             for site, entry in data["decisions"].items()
         }
-        return Plan(decisions, Target.from_json(data["target"]), str(data["recipe"]))
+        return Plan(decisions, Target.from_json(data["target"]), data["recipe"])
 
     def save(self, path: str | Path) -> None:
         """Write JSON."""

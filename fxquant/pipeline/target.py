@@ -36,6 +36,7 @@ class Target:
             raise PlanError("the target is not sound", where="plan, key 'target'")
         checks = {"str": str, "int": int, "bool": bool, "tuple[str, ...]": list}
         for key, value in data.items():
-            if not isinstance(value, checks[str(known[key])]):
+            sound = type(value) is checks[str(known[key])]
+            if not sound or (isinstance(value, list) and not all(type(v) is str for v in value)):
                 raise PlanError(f"target.{key} has the wrong type", where="plan, key 'target'")
-        return Target(**(data | {"roles": tuple(map(str, data["roles"]))}))
+        return Target(**(data | {"roles": tuple(data["roles"])}))

@@ -17,6 +17,8 @@ from fxquant.graph.tensors import (
     call,
     constant_of,
     copy_graph,
+    fake_like,
+    inherit,
     prune,
     tensor_at,
 )
@@ -39,11 +41,13 @@ def trainable(quantized: QuantizedModule) -> GraphModule:
         )
     graph = copy_graph(quantized.graph)
     module = GraphModule(quantized, graph, class_name="TrainableModule")
+    masters: dict[object, str] = {}  # stored codes to their one master, however many layers read it
     for node in list(graph.nodes):
         if node.target not in ops.DEQUANTIZE:
             continue
         with graph.inserting_before(node):
-            made = _master(module, node) if _is_stored(node) else _activation(module, node)
+            stored = _is_stored(node)
+            made = _weight(module, node, masters) if stored else _activation(module, node)
         node.replace_all_uses_with(made)
     prune(module)
     _parameters(module)
@@ -59,12 +63,15 @@ def freeze(module: GraphModule) -> QuantizedModule:
             "freeze takes what fxquant.trainable returned", fix="call fxquant.trainable(q) first"
         )
     source = GraphModule(module, copy_graph(module.graph))
+    held: dict[object, tuple[str, str]] = {}  # masters to the codes and zero points made of them
     for node in list(source.graph.nodes):
         if node.target not in _FAKES:
             continue
         with source.graph.inserting_before(node):
-            stored = constant_of(source, node.args[0]) is not None
-            made = _restore_weight(source, node) if stored else _restore_activation(source, node)
+            if constant_of(source, node.args[0]) is None:
+                made = _restore_activation(source, node)
+            else:
+                made = _restore_weight(source, node, held)
         node.replace_all_uses_with(made)
     prune(source)
     extra = {key: value for key, value in info.items() if key not in {"plan", "report"}}
@@ -86,17 +93,28 @@ def _activation(module: GraphModule, node: Node) -> Node:
     return call(module, fake.fake_quantize, quantize.args[:5], like=node)
 
 
-def _master(module: GraphModule, node: Node) -> Node:
+def _weight(module: GraphModule, node: Node, masters: dict[object, str]) -> Node:
     """A float buffer with the value of the stored weight, behind a fake quantizer."""
-    values = [tensor_at(module, str(a.target)) if isinstance(a, Node) else a for a in node.args]
+    codes: Any = node.args[0]
     target: Any = node.target
-    name = attribute_name(str(node.meta["layer"]), "master")
-    master = add_buffer(module, name, target(*values).detach(), like=node, before=node)
+    if codes.target not in masters:
+        values = [tensor_at(module, str(a.target)) if isinstance(a, Node) else a for a in node.args]
+        name = attribute_name(str(node.meta["layer"]), "master")
+        master = add_buffer(module, name, target(*values).detach(), like=node, before=node)
+        masters[codes.target] = str(master.target)
+    else:
+        master = _reader(module, masters[codes.target], node)
     if target is ops.dequantize_per_tensor:
         return call(module, fake.fake_quantize, (master, *node.args[1:5]), like=node)
     first = 3 if target is ops.dequantize_per_channel_group else 4
     ends = node.args[first : first + 2]
     return call(module, fake.fake_quantize_rows, (master, node.args[1], *ends), like=node)
+
+
+def _reader(module: GraphModule, name: str, like: Node) -> Node:
+    """Another reader of a buffer that is there already, at the insertion point."""
+    node = module.graph.get_attr(name)
+    return inherit(node, like, val=fake_like(like, tensor_at(module, name)))
 
 
 def _parameters(module: GraphModule) -> None:
@@ -118,7 +136,7 @@ def _parameters(module: GraphModule) -> None:
 def _restore_activation(module: GraphModule, node: Node) -> Node:
     if node.target is fake.fake_quantize_per_token:
         x, low, high = node.args
-        triple = call(module, ops.quantize_per_token, (x, low, high, torch.uint8), like=node)
+        triple = call(module, ops.quantize_per_token, (x, low, high, _dtype(node)), like=node)
         parts = tuple(call(module, operator.getitem, (triple, i), like=node) for i in range(3))
         return call(module, ops.dequantize_per_token, parts, like=node)
     parameters = (*node.args[1:], _dtype(node))
@@ -133,31 +151,43 @@ def _dtype(node: Node) -> torch.dtype:
     return fake.storage_dtype(low, high)
 
 
-def _restore_weight(module: GraphModule, node: Node) -> Node:
-    master = constant_of(module, node.args[0])
-    assert master is not None
-    master = master.detach()
-    name = attribute_name(str(node.meta["layer"]), "weight")
+def _restore_weight(module: GraphModule, node: Node, held: dict[object, tuple[str, str]]) -> Node:
+    """Codes of a trained master, stored once for all its readers, and their dequantization."""
+    master_node: Any = node.args[0]
     low, high = node.args[-2:]
     dtype = _dtype(node)
+    if master_node.target not in held:
+        held[master_node.target] = _store(module, node, dtype)
+    codes, zeros = held[master_node.target]
     if node.target is fake.fake_quantize:
-        codes = ops.quantize_per_tensor(master, *node.args[1:], dtype)
-        held = add_buffer(module, name, codes, like=node, before=node)
-        arguments = (held, *node.args[1:], dtype)
+        arguments = (_reader(module, codes, node), *node.args[1:], dtype)
         return call(module, ops.dequantize_per_tensor, arguments, like=node)
-    scale_node = node.args[1]
-    scale = constant_of(module, scale_node)
-    assert scale is not None
-    codes = _row_codes(master, scale, low, high, dtype)
-    held = add_buffer(module, name, codes, like=node, before=node)
-    zeros = torch.zeros(scale.shape, dtype=torch.int64)
-    zero_point = add_buffer(module, name + "_zero_point", zeros, like=node, before=node)
+    scale_node: Any = node.args[1]
+    parts = (_reader(module, codes, node), scale_node, _reader(module, zeros, node))
+    scale = tensor_at(module, str(scale_node.target))
     if scale.dim() == 2:
-        size = master.shape[1] // scale.shape[1]
-        group = (held, scale_node, zero_point, low, high, dtype, size, torch.float32)
+        size = tensor_at(module, codes).shape[1] // scale.shape[1]
+        group = (*parts, low, high, dtype, size, torch.float32)
         return call(module, ops.dequantize_per_channel_group, group, like=node)
-    rows = (held, scale_node, zero_point, 0, low, high, dtype)
-    return call(module, ops.dequantize_per_channel, rows, like=node)
+    return call(module, ops.dequantize_per_channel, (*parts, 0, low, high, dtype), like=node)
+
+
+def _store(module: GraphModule, node: Node, dtype: torch.dtype) -> tuple[str, str]:
+    """Names of new buffers with the codes of a master and, where rows have scales, zero points."""
+    master = constant_of(module, node.args[0])
+    assert master is not None
+    name = attribute_name(str(node.meta["layer"]), "weight")
+    if node.target is fake.fake_quantize:
+        codes = ops.quantize_per_tensor(master.detach(), *node.args[1:], dtype)
+        return str(add_buffer(module, name, codes, like=node, before=node).target), ""
+    scale = constant_of(module, node.args[1])
+    assert scale is not None
+    low, high = node.args[-2:]
+    codes = _row_codes(master.detach(), scale, low, high, dtype)
+    zeros = torch.zeros(scale.shape, dtype=torch.int64)
+    held = add_buffer(module, name, codes, like=node, before=node)
+    zero_point = add_buffer(module, name + "_zero_point", zeros, like=node, before=node)
+    return str(held.target), str(zero_point.target)
 
 
 def _row_codes(master: Tensor, scale: Tensor, low: Any, high: Any, dtype: torch.dtype) -> Tensor:

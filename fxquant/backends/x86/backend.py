@@ -13,6 +13,7 @@ from fxquant.backends.x86 import machine
 from fxquant.backends.x86.lower import Lowered, lower_graph
 from fxquant.backends.x86.module import LoweredModule
 from fxquant.errors import BackendError, FxquantWarning, LoweringError
+from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.target import Target
 from fxquant.report import Report, Row
 
@@ -46,7 +47,7 @@ class X86Backend:
         Fewer int8 kernels than planned: a :class:`FxquantWarning` that names layers and reasons,
         with ``strict`` a :class:`LoweringError`; none at all is always an error.
         """
-        _check_target(quantized.plan.target, self.target())
+        _check_widths(quantized.plan, self.target())
         lowered = lower_graph(quantized)
         planned = {
             site.layer
@@ -71,11 +72,15 @@ class X86Backend:
         )
 
 
-def _check_target(planned: Target, here: Target) -> None:
-    if planned.backend == "x86" and planned.activation_bits > here.activation_bits:
+def _check_widths(plan: Plan, here: Target) -> None:
+    """Refuse codes that overflow the kernels of this machine, wherever they were planned."""
+    for site, decision in plan.decisions.items():
+        scheme = decision.scheme
+        if scheme is None or site.slot == "weight" or not here.activation_bits < scheme.bits <= 8:
+            continue
         raise BackendError(
-            f"the plan uses {planned.activation_bits}-bit activations, which saturate here",
-            where=f"planned for {planned.machine}, this machine is {here.machine}",
+            f"the plan uses {scheme.bits}-bit activations, which saturate here",
+            where=f"{site}, planned for {plan.target.machine}; this machine is {here.machine}",
             why="without VNNI, pairs of u8 x s8 products overflow 16 bits",
             fix="quantize again on this machine, or use backend='reference'",
         )

@@ -19,14 +19,19 @@ from fxquant.backends.x86.module import LoweredModule
 from fxquant.graph.tensors import tensor_at
 
 _BF16_STEP = 2.0**-7
+_F32_STEP = 2.0**-20
+_F32_EPS = 2.0**-24
+_U8, _S8 = 255, 127  # largest codes
 
 
 @dataclass(frozen=True)
 class RegionDifference:
     """How far a region's output is from the reference's.
 
-    A step is one code for u8 outputs; for floating outputs the product of the input's and the
-    weight's step (one unit of the integer accumulator), for bf16 at least one bf16 unit.
+    A step is one code for u8 outputs. For floating outputs it is the largest of: one unit of the
+    integer accumulator (input step times the channel's weight step), or one float32 rounding of
+    the largest sum it can hold, since the reference adds up in float32; one bf16 unit of the value
+    for bf16 outputs; eight float32 units of the largest value for f32 outputs.
     """
 
     layer: str
@@ -113,6 +118,20 @@ def _evaluate(graph_module: GraphModule, region: list[Node], values: dict[str, A
     return result
 
 
+def _accumulator_step(graph_module: GraphModule, kernel: Node, ours: Tensor) -> Tensor:
+    """``[channels]``, along the axis of ``ours`` that has them; 0 where each token has a scale."""
+    w_scale = tensor_at(graph_module, str(kernel.args[4].target)).to(torch.float64)  # type: ignore[union-attr]
+    x_scale: Any = kernel.args[1]
+    if kernel.args[2] == 0 and x_scale == 1.0:  # the per-token rule: scales come after the kernel
+        return torch.zeros((), dtype=torch.float64)
+    features = kernel.args[3].meta["val"].shape[1]  # type: ignore[union-attr]
+    largest_sum = _U8 * _S8 * features
+    step = w_scale * float(x_scale) * max(1.0, largest_sum * _F32_EPS)
+    if ours.shape[-1] == step.numel():
+        return step
+    return step.reshape(-1, *[1] * (ours.dim() - 2))  # a convolution's channels come first
+
+
 def _compare(
     graph_module: GraphModule, kernel: Node, ours: Tensor, reference: Tensor
 ) -> RegionDifference:
@@ -120,13 +139,11 @@ def _compare(
     if ours.dtype is torch.uint8:
         steps, kind = difference, "u8"
     else:
-        w_scale = tensor_at(graph_module, str(kernel.args[4].target))  # type: ignore[union-attr]
-        x_scale: Any = kernel.args[1]
-        step = torch.full_like(difference, float(x_scale) * float(w_scale.mean()))
-        kind = "f32"
+        size = reference.to(torch.float64).abs()
+        unit, kind = size.max() * _F32_STEP, "f32"
         if ours.dtype is torch.bfloat16:
-            step, kind = torch.maximum(step, reference.to(torch.float64).abs() * _BF16_STEP), "bf16"
-        steps = difference / step
+            unit, kind = size * _BF16_STEP, "bf16"
+        steps = difference / torch.maximum(unit, _accumulator_step(graph_module, kernel, ours))
     return RegionDifference(
         layer=str(kernel.meta["layer"]),
         kernel=kind,
