@@ -25,6 +25,13 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return ()
 
 
+def same_shape(one: Node, other: Node) -> bool:
+    """Whether two tensors have one shape at every batch size: ``[1, N, C]`` is not ``[B, N, C]``,
+    though both are the same per image."""
+    shapes = [getattr(node.meta.get("val"), "shape", None) for node in (one, other)]
+    return None not in shapes and [str(s) for s in shapes[0]] == [str(s) for s in shapes[1]]
+
+
 def elements(node: Node) -> int:
     """Number of elements per image."""
     return math.prod(shape_of(node)) if isinstance(node.meta.get("val"), torch.Tensor) else 0

@@ -227,6 +227,6 @@ def quantized(name: str = "vit") -> Any:
     return copy.deepcopy(shared(name)[1])
 
 
-def vit() -> nn.Module:
+def vit(depth: int = 1) -> nn.Module:
     """A float ViT of a test's own."""
-    return made(Vit)
+    return made(lambda: Vit(depth=depth))

@@ -48,6 +48,7 @@ def of_another_model(data: Any) -> None:
 
 
 FLOAT = {"compute": "float32", "reason": "mine"}
+HALF, BFLOAT16 = (FLOAT | {"compute": kind} for kind in ("float16", "bfloat16"))
 CASES.family(
     PlanError,
     [

@@ -205,6 +205,7 @@ def test_additions_of_constants_and_of_other_shapes_are_no_residuals() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = x + self.pos
             x = x + x.mean(1, keepdim=True)
+            x = x + x.mean(0, keepdim=True)  # the same shape per image, not per batch
             x = x + 1.0
             return x + x.flip(1)
 

@@ -19,7 +19,7 @@ from fxquant.backends.x86.module import LoweredModule
 from fxquant.graph.tensors import tensor_at
 
 _BF16_STEP = 2.0**-7
-_F32_STEP = 2.0**-20
+_F32_STEP = 2.0**-18
 _F32_EPS = 2.0**-24
 _U8, _S8 = 255, 127  # largest codes
 
@@ -31,7 +31,7 @@ class RegionDifference:
     A step is one code for u8 outputs. For floating outputs it is the largest of: one unit of the
     integer accumulator (input step times the channel's weight step), or one float32 rounding of
     the largest sum it can hold, since the reference adds up in float32; one bf16 unit of the value
-    for bf16 outputs; eight float32 units of the largest value for f32 outputs.
+    for bf16 outputs; 32 float32 units of the largest value for f32 outputs.
     """
 
     layer: str
@@ -60,7 +60,9 @@ def region_differences(
         kernel = next(n for n in reversed(region) if n.target in kernels.KERNELS)
         with torch.inference_mode():
             ours = _evaluate(graph_module, region, values)
-        found.append(_compare(graph_module, kernel, ours, values[node.meta["replaces"]]))
+        reference = values[node.meta["replaces"]]
+        scale = _input_scale(kernel, region, values)
+        found.append(_compare(graph_module, kernel, scale, ours, reference))
     return found
 
 
@@ -124,16 +126,26 @@ def _accumulator_step(graph_module: GraphModule, kernel: Node, ours: Tensor) -> 
     x_scale: Any = kernel.args[1]
     if kernel.args[2] == 0 and x_scale == 1.0:  # the per-token rule: scales come after the kernel
         return torch.zeros((), dtype=torch.float64)
-    features = kernel.args[3].meta["val"].shape[1]  # type: ignore[union-attr]
+    features = int(kernel.args[3].meta["val"].shape[1])  # type: ignore[union-attr]
     largest_sum = _U8 * _S8 * features
-    step = w_scale * float(x_scale) * max(1.0, largest_sum * _F32_EPS)
+    step: Tensor = w_scale * float(x_scale) * max(1.0, largest_sum * _F32_EPS)
     if ours.shape[-1] == step.numel():
         return step
     return step.reshape(-1, *[1] * (ours.dim() - 2))  # a convolution's channels come first
 
 
+def _input_scale(kernel: Node, region: list[Node], values: dict[str, Any]) -> Any:
+    """Step of the input: the kernel's own, or each token's, which multiplies the result last."""
+    products = [node for node in region if node.target is torch.ops.aten.mul.Tensor]
+    if not products:
+        return kernel.args[1]
+    token_scale = products[-1].args[1]
+    assert isinstance(token_scale, Node)
+    return values[str(_equivalent(token_scale, values))].to(torch.float64)
+
+
 def _compare(
-    graph_module: GraphModule, kernel: Node, ours: Tensor, reference: Tensor
+    graph_module: GraphModule, kernel: Node, x_scale: Any, ours: Tensor, reference: Tensor
 ) -> RegionDifference:
     difference = (ours.to(torch.float64) - reference.to(torch.float64)).abs()
     if ours.dtype is torch.uint8:

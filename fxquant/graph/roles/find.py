@@ -11,7 +11,7 @@ from fxquant.graph.roles.activations import activation_role, sums_inside
 from fxquant.graph.roles.attention import attention_roles
 from fxquant.graph.roles.linears import linear_roles
 from fxquant.graph.roles.norms import norm_role
-from fxquant.graph.shapes import rank, shape_of
+from fxquant.graph.shapes import rank, same_shape
 
 aten = torch.ops.aten
 
@@ -27,7 +27,7 @@ def _residual_adds(graph: Graph) -> set[Node]:
         and len(node.all_input_nodes) == 2
         and all(a in variable for a in node.all_input_nodes)
         and rank(node) >= _FEWEST_AXES
-        and all(shape_of(a) == shape_of(node) for a in node.all_input_nodes)
+        and all(same_shape(a, node) for a in node.all_input_nodes)
     }
 
 
