@@ -111,8 +111,12 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
             )
     try:
         pipeline = Pipeline(tuple(_pass(entry) for entry in data["passes"]))
-        made = Recipe(str(data.get("name", where)), pipeline, str(data.get("description", "")))
-        overrides = data.get("overrides") or []
+        texts = {"name": data.get("name", where), "description": data.get("description", "")}
+        for key, value in texts.items():
+            if not isinstance(value, str):
+                raise RecipeError(f"{key} must be text, not {value!r}")
+        made = Recipe(texts["name"], pipeline, texts["description"])
+        overrides = data.get("overrides", [])
         if not isinstance(overrides, list):
             raise RecipeError("overrides must be a list")
         added = tuple(from_plain(Override, entry, where="overrides") for entry in overrides)
@@ -127,5 +131,5 @@ def _pass(entry: Any) -> Any:
         return make_pass(entry, {}, BUILTIN)
     if isinstance(entry, dict) and len(entry) == 1:
         ((name, options),) = entry.items()
-        return make_pass(str(name), options or {}, BUILTIN)
+        return make_pass(str(name), {} if options is None else options, BUILTIN)
     raise PipelineError(f"a pass is a name or a mapping of one name to options, not {entry!r}")

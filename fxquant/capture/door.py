@@ -43,10 +43,13 @@ def capture(model: nn.Module, example: Any) -> GraphModule:
     canonical.input_free_factories(graph)
     unify_spellings(graph_module)
     canonical.fold_constants(graph_module)
+    unify_spellings(graph_module)  # once more: folding makes constants of transposed weights
     canonical.name_tracer_constants(graph_module)
     canonical.sink_operands(graph)
     name_layers(graph_module)
     prune(graph_module)
     graph_module.meta.clear()
+    for module in graph_module.modules():
+        module.training = False  # the containers that torch.export makes start out training
     verify(graph_module)
     return graph_module

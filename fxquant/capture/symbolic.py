@@ -10,12 +10,22 @@ import torch.fx
 from torch import nn
 from torch.fx import GraphModule
 
+from fxquant.errors import CaptureError
+
 
 def trace(model: nn.Module) -> GraphModule:
     """``symbolic_trace`` that keeps the stack trace of every call, so that lines are known."""
     tracer = torch.fx.Tracer()
     tracer.record_stack_traces = True
-    return GraphModule(model, tracer.trace(model))
+    try:
+        return GraphModule(model, tracer.trace(model))
+    except Exception as error:  # a traced forward may raise anything at all
+        raise CaptureError(
+            "symbolic_trace cannot follow the model",
+            where=f"{type(model).__name__}.forward",
+            why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            fix="pass the model itself: torch.export follows more",
+        ) from error
 
 
 def replayable(traced: GraphModule) -> nn.Module:

@@ -28,8 +28,9 @@ def shape_of(node: Node) -> tuple[int, ...]:
 def same_shape(one: Node, other: Node) -> bool:
     """Whether two tensors have one shape at every batch size: ``[1, N, C]`` is not ``[B, N, C]``,
     though both are the same per image."""
-    shapes = [getattr(node.meta.get("val"), "shape", None) for node in (one, other)]
-    return None not in shapes and [str(s) for s in shapes[0]] == [str(s) for s in shapes[1]]
+    values = one.meta.get("val"), other.meta.get("val")
+    sizes = [[str(s) for s in v.shape] for v in values if isinstance(v, torch.Tensor)]
+    return len(sizes) == 2 and sizes[0] == sizes[1]
 
 
 def elements(node: Node) -> int:

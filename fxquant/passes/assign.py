@@ -96,7 +96,7 @@ class Assign(Pass):
             wrong, fix = misfit(layers[site.layer], site.slot, decision)
             if wrong:
                 raise RecipeError(wrong, where=str(site), why=decision.reason, fix=fix)
-        _settle_shared(decisions, must_share_groups(state.graph, state.layers), state.layers)
+        settle_shared(decisions, must_share_groups(state.graph, state.layers), state.layers)
         return state.having(Fact.PLAN, Plan(decisions, state.target))
 
     def _check_overrides(self, decisions: dict[Site, Decision], layers: dict[str, Layer]) -> None:
@@ -159,12 +159,12 @@ def _refusal(layer: Layer, target: Target) -> str:
     return ""
 
 
-def _settle_shared(
+def settle_shared(
     decisions: dict[Site, Decision],
     groups: tuple[tuple[str, ...], ...],
     layers: tuple[Layer, ...],
 ) -> None:
-    """One weight, one decision: where a sharer stays float, so do the others."""
+    """One weight, one decision: where a layer stays float, so do those that share its weight."""
     weights = {layer.name: layer.weight for layer in layers}
     for group in groups:
         for weight in {weights[name] for name in group if weights[name]}:

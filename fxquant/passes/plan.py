@@ -10,8 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.layer_graph import must_share_groups
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import constant_of
+from fxquant.passes.assign import settle_shared
 from fxquant.passes.calibrate import static_sites
 from fxquant.passes.running import Runner, fast_linear
 from fxquant.pipeline.base import Pass
@@ -64,7 +66,10 @@ class SpareOutliers(Pass):
             if decision is not None:
                 plan = _spare(plan, layer.name, decision)
                 notes.append(Note(self.name, layer.name, decision.reason))
-        return state.having(Fact.PLAN, plan).noting(notes)
+        decisions = dict(plan.decisions)
+        groups = must_share_groups(state.float_graph, state.layers)
+        settle_shared(decisions, groups, state.layers)
+        return state.having(Fact.PLAN, replace(plan, decisions=decisions)).noting(notes)
 
     def _decision(self, scheme: Scheme, static_db: float, token_db: float) -> Decision | None:
         if static_db >= self.floor_db:
@@ -75,7 +80,8 @@ class SpareOutliers(Pass):
             return Decision(
                 scheme=dynamic, reason=f"{story}; a range per token gives {token_db:.1f}"
             )
-        return Decision(reason=f"{story}, a range per token {token_db:.1f}: kept float")
+        token = f", a range per token {token_db:.1f}" if math.isfinite(token_db) else ""
+        return Decision(reason=f"{story}{token}: kept float")
 
 
 def _spare(plan: Plan, layer: str, decision: Decision) -> Plan:

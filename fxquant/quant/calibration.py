@@ -84,7 +84,9 @@ class Calibration:
             leaves = self._checked(self._leaves(batch, number), number)
             leaves = tuple(leaf[: self.limit - seen] for leaf in leaves)
             if number == 0:
-                self._head = [leaves]
+                self._head = []
+            if seen < BATCH:  # kept for sample(), whatever the source's batch size
+                self._head.append(tuple(leaf[: BATCH - seen] for leaf in leaves))
             seen += leaves[0].shape[0]
             yield leaves
         if seen == 0:
@@ -97,12 +99,12 @@ class Calibration:
             )
 
     def sample(self, count: int) -> Leaves:
-        """The first ``count`` samples (fewer where the first batch is smaller)."""
+        """The first ``count`` samples, at most 16; before ``batches`` ran, of the first batch."""
         if not self._head:
             first, self._source = first_batch(self._source)
             leaves = self._checked(self._leaves(first, 0), 0)
             self._head = [tuple(leaf[: self.limit] for leaf in leaves)]
-        return tuple(leaf[:count] for leaf in self._head[0])
+        return tuple(torch.cat(leaf)[:count] for leaf in zip(*self._head, strict=True))
 
     def __len__(self) -> int:
         """Number of batches where the source knows it, else 0."""

@@ -160,6 +160,12 @@ DECLINED: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[tuple[str, str]]
         "the summands differ in shape",
         "a",
     ),
+    "a residual in bf16": (
+        lambda m, x: x.bfloat16() + m.a(x),
+        [],
+        "the other summand is not float32",
+        "a",
+    ),
     "a constant residual": (
         lambda m, x: m.a(x) + m.position,
         [],

@@ -93,3 +93,39 @@ def test_the_floor_decides_what_is_an_outlier() -> None:
     assert spared(0.0) == []
     assert spared(34.0) == ["victim"]
     assert set(spared(150.0)) == {"healthy", "victim", "head"}
+
+
+class Tied(nn.Module):
+    """The victim's weight is also another layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outlier = with_outlier("channel", 5.0)
+        self.other = nn.Linear(32, 32)
+        self.other.weight = self.outlier.victim.weight  # type: ignore[union-attr,assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.outlier(torch.tanh(self.other(x)) * 1e-2)
+        return out
+
+
+def test_a_layer_that_shares_the_weight_of_a_spared_one_is_spared_too() -> None:
+    q = fxquant.quantize(made(Tied), calibration=tensor(16, 6, 32))
+    sharers = [row.layer for row in q.report.rows if "shares its weight" in row.reason]
+    spared = [row.layer for row in q.report.rows if "kept float" in row.reason]
+    assert len(sharers) == len(spared) == 1
+    for layer in (*sharers, *spared):
+        assert q.plan[f"{layer}:weight"].scheme is None
+        assert q.plan[f"{layer}:input"].scheme is None
+    assert len([b for b in q.buffers() if b.shape == (32, 32)]) == 3
+
+
+def test_a_convolution_has_no_tokens_and_stays_float() -> None:
+    model = made(lambda: nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(2), nn.Linear(16, 16)))
+    x = tensor(8, 3, 16, 16)
+    x[:, :, :4, :4] *= 1e4
+    q = fxquant.quantize(model, calibration=x)
+    decision = q.plan["0:input"]
+    assert decision == q.plan["0:weight"]
+    assert decision.scheme is None
+    assert decision.reason.endswith("dB (floor 18): kept float")

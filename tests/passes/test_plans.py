@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import Decision, Fact, Pass, State
 from fxquant.errors import PipelineError, PlanError
-from fxquant.passes import Annotate, Assign, Measure, UsePlan
+from fxquant.passes import Annotate, Assign, Measure, UsePlan, calibrate
 from fxquant.pipeline.pipeline import Pipeline
-from fxquant.quant.calibration import Calibration
 from fxquant.quant.metrics import sqnr_db
+from fxquant.quant.observers import make_observer
 from tests.backends.tiny import Mlp, Vit, images, made, shared, tensor, vit
 from tests.passes.running import run, start
 
@@ -196,18 +196,33 @@ def test_a_pass_sees_only_what_it_names() -> None:
     assert "curious" in caught.value.where
 
 
-def test_statistics_do_not_grow_with_the_data() -> None:
-    model = made(lambda: Mlp(16, 32))
-    sizes, updates = [], []
-    for count in (16, 400):
-        data = tensor(count, 16)
-        state = run(model, data)
-        sizes.append(sum(q.scale.numel() + q.zero_point.numel() for q in state.statistics.values()))
-        calibration = state.calibration
-        assert isinstance(calibration, Calibration)
-        updates.append(len(calibration))
-    assert sizes[0] == sizes[1]
-    assert updates == [1, 25]
+@pytest.mark.parametrize("rule", ["minmax", "moving_average", "mse", "histogram"])
+def test_observers_and_statistics_do_not_grow_with_the_data(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_observers: list[Any] = []
+
+    def remember(scheme: Any) -> Any:
+        made_observers.append(make_observer(scheme))
+        return made_observers[-1]
+
+    monkeypatch.setattr(calibrate, "make_observer", remember)
+    model, held, sizes = made(lambda: Mlp(16, 32)), [], []
+    recipe = fxquant.recipe("w8a8").override(f"a8/tensor/{rule}")
+    for count in (160, 1600):
+        made_observers.clear()
+        state = run(model, tensor(count, 16).clamp(-2, 2), recipe.pipeline)
+        assert len(made_observers) == 2
+        held.append(sum(elements(vars(observer)) for observer in made_observers))
+        sizes.append(sum(elements(vars(qparams)) for qparams in state.statistics.values()))
+    assert held[0] == held[1]
+    assert sizes[0] == sizes[1] == 4
+
+
+def elements(values: Any) -> int:
+    """Tensor elements held by a value, however nested."""
+    leaves = torch.utils._pytree.tree_leaves(values)
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def test_the_limit_bounds_what_is_read() -> None:

@@ -60,9 +60,7 @@ def region_differences(
         kernel = next(n for n in reversed(region) if n.target in kernels.KERNELS)
         with torch.inference_mode():
             ours = _evaluate(graph_module, region, values)
-        reference = values[node.meta["replaces"]]
-        scale = _input_scale(kernel, region, values)
-        found.append(_compare(graph_module, kernel, scale, ours, reference))
+        found.append(_compare(graph_module, kernel, ours, values[node.meta["replaces"]]))
     return found
 
 
@@ -134,18 +132,8 @@ def _accumulator_step(graph_module: GraphModule, kernel: Node, ours: Tensor) -> 
     return step.reshape(-1, *[1] * (ours.dim() - 2))  # a convolution's channels come first
 
 
-def _input_scale(kernel: Node, region: list[Node], values: dict[str, Any]) -> Any:
-    """Step of the input: the kernel's own, or each token's, which multiplies the result last."""
-    products = [node for node in region if node.target is torch.ops.aten.mul.Tensor]
-    if not products:
-        return kernel.args[1]
-    token_scale = products[-1].args[1]
-    assert isinstance(token_scale, Node)
-    return values[str(_equivalent(token_scale, values))].to(torch.float64)
-
-
 def _compare(
-    graph_module: GraphModule, kernel: Node, x_scale: Any, ours: Tensor, reference: Tensor
+    graph_module: GraphModule, kernel: Node, ours: Tensor, reference: Tensor
 ) -> RegionDifference:
     difference = (ours.to(torch.float64) - reference.to(torch.float64)).abs()
     if ours.dtype is torch.uint8:

@@ -12,7 +12,7 @@ from fxquant.backends.x86 import ops as kernels
 from fxquant.backends.x86.weights import IntWeight, Packer, int_weight
 from fxquant.graph.pattern import Any_, Bindings, Either, Op, Pattern
 from fxquant.graph.rule import Decline, Match
-from fxquant.graph.shapes import shape_of
+from fxquant.graph.shapes import same_shape
 from fxquant.graph.tensors import call
 from fxquant.quant import ops
 
@@ -156,7 +156,7 @@ class Added:
         other = match["other"]
         if match.root.kwargs or not isinstance(other, Node) or other.op == "get_attr":
             return Decline("the other summand is a constant")
-        if shape_of(other) != shape_of(match["linear"]):
+        if not same_shape(other, match["linear"]):
             return Decline("the summands differ in shape")
         if other.meta["val"].dtype is not torch.float32:
             return Decline("the other summand is not float32")
