@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxquant.errors import CalibrationError
 from fxquant.graph.layers import Layer
-from fxquant.passes.running import Runner
+from fxquant.passes.running import Runner, return_free_memory
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, State
@@ -84,6 +84,7 @@ class Calibrate(Pass):
             task = bar.add_task("calibrating", total=len(state.calibration) or None)
             for leaves in state.calibration.batches():
                 runner(leaves)
+                return_free_memory()
                 bar.advance(task)
         statistics: dict[str, QParams] = {
             site: observers[site].qparams(scheme, where=site) for site, (_, scheme) in sites.items()

@@ -23,7 +23,7 @@ OUTPUT = "(output)"
 class Measure(Pass):
     """Signal and noise of each weighted and attention layer over ``images`` calibration images.
 
-    Images run one at a time and only sums are kept, so memory stays that of one image.
+    Images run two at a time and only sums are kept, so memory stays that of two images.
     """
 
     images: int = 8
@@ -51,7 +51,7 @@ class Measure(Pass):
         watched = {node: name for node, name in watched.items() if node in present}
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
         sample = state.calibration.sample(self.images)
-        for leaves in zip(*(leaf.split(1) for leaf in sample), strict=True):
+        for leaves in zip(*(leaf.split(2) for leaf in sample), strict=True):
             _accumulate(state.float_graph, state.graph, leaves, watched, sums)
         measured = {
             name: float((10 * torch.log10(signal / noise.clamp(min=1e-30))).clamp(-150, 150))
