@@ -38,7 +38,7 @@ class SpareOutliers(Pass):
     that lifts it above ``floor_db``; else it stays float. Both are said in the plan.
     """
 
-    floor_db: float = 18.0
+    floor_db: float = 25.0
 
     name: ClassVar[str] = "plan"
     needs: ClassVar[frozenset[Fact]] = frozenset(

@@ -128,4 +128,4 @@ def test_a_convolution_has_no_tokens_and_stays_float() -> None:
     decision = q.plan["0:input"]
     assert decision == q.plan["0:weight"]
     assert decision.scheme is None
-    assert decision.reason.endswith("dB (floor 18): kept float")
+    assert decision.reason.endswith("dB (floor 25): kept float")
