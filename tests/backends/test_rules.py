@@ -160,6 +160,12 @@ DECLINED: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[tuple[str, str]]
         "the summands differ in shape",
         "a",
     ),
+    "a residual that broadcasts over the batch": (
+        lambda m, x: m.a(x) + x.mean(0, keepdim=True),
+        [],
+        "the summands differ in shape",
+        "a",
+    ),
     "a residual in bf16": (
         lambda m, x: x.bfloat16() + m.a(x),
         [],

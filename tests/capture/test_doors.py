@@ -15,7 +15,16 @@ from fxquant.capture.symbolic import trace
 from fxquant.graph.layers import find_layers
 from fxquant.graph.normal_form import verify
 from fxquant.graph.text import print_graph
-from tests.capture.models import DOORS, MODELS, Function, batch_of, graph_of, tensor, written_into
+from tests.capture.models import (
+    DOORS,
+    MODELS,
+    Encoder,
+    Function,
+    batch_of,
+    graph_of,
+    tensor,
+    written_into,
+)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -152,3 +161,9 @@ def test_what_symbolic_trace_cannot_write_torch_export_can() -> None:
     x = batch_of(3)
     torch.testing.assert_close(graph_module(x), model(x))
     assert "aten.select_scatter.default" in print_graph(graph_module)
+
+
+def test_a_captured_graph_can_be_captured_again() -> None:
+    first = capture(Encoder().eval(), batch_of(2))
+    assert not any(module.training for module in first.modules())
+    assert print_graph(capture(first, batch_of(2))) == print_graph(first)

@@ -198,3 +198,11 @@ def test_batches_carry_no_gradient() -> None:
     x = images(4).requires_grad_()
     ((leaf,),) = list(calibration([x]).batches())
     assert not leaf.requires_grad
+
+
+def test_a_sample_gathers_single_images_once_the_data_was_read() -> None:
+    data = Calibration(DataLoader(images(20), batch_size=1), ("x",), (IMAGE,))
+    assert len(list(data.batches())) == 20
+    (sample,) = data.sample(8)
+    assert torch.equal(sample, images(20)[:8])
+    assert data.sample(64)[0].shape[0] == BATCH
