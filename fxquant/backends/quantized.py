@@ -48,8 +48,9 @@ class QuantizedModule(Frozen, GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
         extra = {key: v for key, v in self.meta[_KEY].items() if key not in {"plan", "report"}}
         twin = quantized_module(self, self.plan, self.report, **extra)
-        for name, buffer in twin.named_buffers():
-            buffer.data = tensor_at(self, name).clone()
+        for buffer in twin.buffers():
+            if not buffer.is_floating_point():  # the others are copies already
+                buffer.data = buffer.clone()
         return twin
 
     def save(self, path: str | Path) -> None:

@@ -27,6 +27,10 @@ class Match:
     def __getitem__(self, name: str) -> Any:
         return self.bound[name]
 
+    def binding(self, **extra: Any) -> Match:
+        """The match with further bindings, for a check that found something out."""
+        return Match(self.root, {**self.bound, **extra})
+
     def get(self, name: str) -> Any:
         """The binding or None, for optional parts."""
         return self.bound.get(name)

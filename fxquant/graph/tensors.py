@@ -47,9 +47,17 @@ def add_buffer(
         unique = f"{name}_{count}"
     graph_module.register_buffer(unique, value)
     with graph_module.graph.inserting_before(before):
-        node = graph_module.graph.get_attr(unique)
-    inherit(node, like, val=fake_like(like, value))
-    return node
+        return read_buffer(graph_module, unique, like=like, value=value)
+
+
+def read_buffer(graph_module: GraphModule, name: str, *, like: Node, value: Tensor) -> Node:
+    """Another reader of a buffer that is there already, at the graph's insertion point.
+
+    ``value`` tells shape and dtype: the buffer itself, or the plain tensor an opaque one was
+    packed from.
+    """
+    node = graph_module.graph.get_attr(name)
+    return inherit(node, like, val=fake_like(like, value))
 
 
 def fake_mode_of(graph_module: GraphModule) -> Any:

@@ -15,8 +15,9 @@ from fxquant.graph.tensors import (
     attribute_name,
     constant_of,
     copy_graph,
-    inherit,
     prune,
+    read_buffer,
+    tensor_at,
 )
 from fxquant.passes.casts import cast_attention
 from fxquant.passes.nodes import dequantize_weight, quantize_dequantize
@@ -121,8 +122,9 @@ class _Rewriter:
     def _again(self, part: Node, *, before: Node) -> Node:
         """Another reader of a buffer that is there already."""
         with self.graph_module.graph.inserting_before(before):
-            node = self.graph_module.graph.get_attr(str(part.target))
-        return inherit(node, before, val=part.meta["val"])
+            name = str(part.target)
+            value = tensor_at(self.graph_module, name)
+            return read_buffer(self.graph_module, name, like=before, value=value)
 
     def _input(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
         source = node.args[0]

@@ -17,9 +17,8 @@ from fxquant.graph.tensors import (
     call,
     constant_of,
     copy_graph,
-    fake_like,
-    inherit,
     prune,
+    read_buffer,
     tensor_at,
 )
 from fxquant.quant import fake, ops
@@ -112,9 +111,7 @@ def _weight(module: GraphModule, node: Node, masters: dict[object, str]) -> Node
 
 
 def _reader(module: GraphModule, name: str, like: Node) -> Node:
-    """Another reader of a buffer that is there already, at the insertion point."""
-    node = module.graph.get_attr(name)
-    return inherit(node, like, val=fake_like(like, tensor_at(module, name)))
+    return read_buffer(module, name, like=like, value=tensor_at(module, name))
 
 
 def _parameters(module: GraphModule) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.backends.x86 import ops as kernels
-from fxquant.backends.x86.rules import bias_of, substitute, unbound
+from fxquant.backends.x86.rules import bias_of, substitute
 from fxquant.backends.x86.weights import IntWeight, Packer, int_weight
 from fxquant.graph.pattern import Any_, Op, Pattern
 from fxquant.graph.rule import Decline, Match
@@ -49,7 +49,7 @@ class PerToken:
         weight = int_weight(graph_module, match["weight"])
         if isinstance(weight, Decline):
             return weight
-        return unbound(match, int_weight=weight)
+        return match.binding(int_weight=weight)
 
     def rewrite(self, graph_module: GraphModule, match: Match) -> None:
         """The kernel and its correction."""

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.backends.x86 import ops as kernels
 from fxquant.backends.x86.weights import IntWeight, Packer, int_weight
-from fxquant.graph.pattern import Any_, Bindings, Either, Op, Pattern
+from fxquant.graph.pattern import Any_, Either, Op, Pattern
 from fxquant.graph.rule import Decline, Match
 from fxquant.graph.shapes import same_shape
 from fxquant.graph.tensors import call
@@ -33,7 +33,7 @@ def check_linear(graph_module: GraphModule, match: Match) -> Match | Decline:
     weight = int_weight(graph_module, match["weight"])
     if isinstance(weight, Decline):
         return weight
-    return Match(match.root, {**match.bound, "int_weight": weight})
+    return match.binding(int_weight=weight)
 
 
 def bias_of(node: Node) -> Any:
@@ -192,9 +192,3 @@ class Plain:
     def rewrite(self, graph_module: GraphModule, match: Match) -> None:
         """Replace the linear by the kernel."""
         substitute(match.root, emit(graph_module, self.packer, match))
-
-
-def unbound(match: Match, **extra: Any) -> Match:
-    """The match with further bindings."""
-    bound: Bindings = {**match.bound, **extra}
-    return Match(match.root, bound)

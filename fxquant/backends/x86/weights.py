@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.rule import Decline
-from fxquant.graph.tensors import attribute_name, inherit, tensor_at
+from fxquant.graph.tensors import attribute_name, read_buffer, tensor_at
 from fxquant.quant import ops
 
 
@@ -70,7 +70,4 @@ class Packer:
     def _node(self, name: str, like: Node, stand_in: Tensor) -> Node:
         """A node for a packed tensor; its ``val`` is that of the plain tensor it was made from,
         since a packed tensor is opaque."""
-        node = self.graph_module.graph.get_attr(name)
-        from fxquant.graph.tensors import fake_like
-
-        return inherit(node, like, val=fake_like(like, stand_in))
+        return read_buffer(self.graph_module, name, like=like, value=stand_in)
