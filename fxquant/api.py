@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fxquant.errors import BackendError, CaptureError, InputError, PipelineError
 from fxquant.graph.shapes import shape_of
 from fxquant.models.example import Preprocessing, example_for, preprocessing_of
 from fxquant.models.images import ImageFolder
-from fxquant.passes import UsePlan
+from fxquant.passes import BUILTIN, UsePlan
 from fxquant.pipeline.observers import GraphDiffs, Timing
 from fxquant.pipeline.pipeline import PassObserver, Pipeline
 from fxquant.pipeline.plan import Plan
@@ -50,8 +51,9 @@ def quantize(
     ``calibration``: tensor ``[N, ...]``, list of batches, DataLoader of ``x`` or ``(x, y)``, or a
     folder of images; at most ``limit`` samples are read. Without it activation ranges are found
     per token while the model runs. ``recipe``: name, YAML file or :class:`Recipe` (``w8a8``).
-    ``pipeline``: passes in place of the recipe's. ``plan``: decisions made before; with the same
-    data it gives the same bits. ``example``: input to capture with, else calibration data, else
+    ``pipeline``: passes in place of the recipe's. ``plan``: decisions made before, carried out by
+    the pipeline that made them (or by ``pipeline=``, where that had passes of your own); with the
+    same data it gives the same bits. ``example``: input to capture with, else calibration data, else
     the model's own configuration. ``backend``: whose machine facts guide the plan; x86 where this
     machine can run it, else the reference.
     """
@@ -79,6 +81,7 @@ def quantize(
         Fact.FLOAT_GRAPH: float_graph,
         Fact.CALIBRATION: data,
         Fact.TARGET: target,
+        Fact.PLAN: Plan({}, target, choices=plan.choices if plan is not None else {}),
     }
     assert set(facts) == AT_START
     timing, diffs = Timing(), [o for o in observers if isinstance(o, GraphDiffs)]
@@ -88,9 +91,10 @@ def quantize(
             "the pipeline never applied its plan", fix="end it with the pass 'apply'"
         )
     report = _report(model, chosen, state, timing)
+    made = replace(state.plan, recipe=chosen.name, pipeline=str(steps))
     return quantized_module(
         state.graph,
-        state.plan,
+        made if plan is None else plan,
         report,
         pipeline=str(steps) if plan is None else "plan",
         diffs=diffs[0].diffs if diffs else {},
@@ -176,8 +180,8 @@ def _passes(
     *,
     calibrated: bool,
 ) -> tuple[Recipe, Pipeline]:
-    if plan is not None and (pipeline is not None or chosen is not None):
-        raise RecipeError("a plan replaces recipe and pipeline", fix="pass only one of them")
+    if plan is not None and chosen is not None:
+        raise RecipeError("a plan replaces the recipe", fix="pass only one of them")
     if pipeline is not None and chosen is not None:
         raise RecipeError("a pipeline replaces the recipe", fix="pass only one of them")
     if pipeline is not None and not isinstance(pipeline, Pipeline):
@@ -192,12 +196,16 @@ def _passes(
             "which costs speed; pass calibration= for static ranges"
         )
         chosen = DYNAMIC
-    made = recipe("w8a8" if chosen is None else chosen)
     if plan is None:
+        made = recipe("w8a8" if chosen is None else chosen)
         return made, pipeline or made.pipeline
     if not isinstance(plan, Plan):
         raise InputError(f"{type(plan).__name__} is not a Plan", fix="read it with Plan.load")
-    steps = made.pipeline.replace("assign", UsePlan(plan)).without("plan")
+    text = plan.pipeline or str(recipe("w8a8").pipeline)
+    steps = pipeline or Pipeline.parse(text, BUILTIN)
+    steps = steps.replace("assign", UsePlan(plan))
+    if any(step.name == "plan" for step in steps.passes):
+        steps = steps.without("plan")  # it would decide anew
     return Recipe(plan.recipe or "plan", steps), steps
 
 

@@ -12,7 +12,7 @@ from fxquant.graph.layers import Layer
 from fxquant.graph.site import Site
 from fxquant.passes.fit import WEIGHTED, applies, misfit
 from fxquant.pipeline.base import Pass
-from fxquant.pipeline.plan import Decision, Plan
+from fxquant.pipeline.plan import Decision
 from fxquant.pipeline.state import Fact, State
 from fxquant.pipeline.target import Target
 from fxquant.quant.scheme import Scheme
@@ -77,7 +77,9 @@ class Assign(Pass):
     overrides: tuple[Override, ...] = ()
 
     name: ClassVar[str] = "assign"
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.GRAPH, Fact.LAYERS, Fact.TARGET})
+    needs: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.GRAPH, Fact.LAYERS, Fact.TARGET, Fact.PLAN}
+    )
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
 
     def run(self, state: State) -> State:
@@ -97,7 +99,8 @@ class Assign(Pass):
             if wrong:
                 raise RecipeError(wrong, where=str(site), why=decision.reason, fix=fix)
         settle_shared(decisions, must_share_groups(state.graph, state.layers), state.layers)
-        return state.having(Fact.PLAN, Plan(decisions, state.target))
+        plan = replace(state.plan, decisions=decisions, target=state.target)
+        return state.having(Fact.PLAN, plan)
 
     def _check_overrides(self, decisions: dict[Site, Decision], layers: dict[str, Layer]) -> None:
         for override in self.overrides:

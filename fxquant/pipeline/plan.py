@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -15,9 +15,19 @@ from fxquant.graph.site import Site
 from fxquant.pipeline.target import Target
 from fxquant.quant.scheme import Scheme
 
-VERSION = 1
+VERSION = 2
 ComputeType = Literal["float32", "bfloat16"]
 COMPUTE_TYPES: tuple[str, ...] = get_args(ComputeType)
+
+
+_KINDS = {
+    "fxquant_plan": int,
+    "recipe": str,
+    "target": dict,
+    "pipeline": str,
+    "choices": dict,
+    "decisions": dict,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +80,23 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """Site to decision, made for ``target``. Immutable; ``with_decision`` gives a changed copy."""
+    """Site to decision, made for ``target``. Immutable; ``with_decision`` gives a changed copy.
+
+    ``choices``: what a pass chose where it had a choice, such as the smoothing exponent at a norm:
+    ``pass@place`` to plain data with a ``reason``. A pass that finds its choice here follows it
+    instead of searching. ``pipeline``: text of the pipeline that made the plan.
+    """
 
     decisions: Mapping[Site, Decision]
     target: Target
     recipe: str = ""
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pipeline: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decisions", MappingProxyType(dict(self.decisions)))
+        frozen = {key: MappingProxyType(dict(value)) for key, value in self.choices.items()}
+        object.__setattr__(self, "choices", MappingProxyType(frozen))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # immutable all the way down
@@ -108,6 +127,14 @@ class Plan:
         self[key]
         return replace(self, decisions={**self.decisions, key: decision})
 
+    def choice(self, step: str, place: str) -> Mapping[str, Any] | None:
+        """What pass ``step`` chose at ``place`` (a layer or site), or None."""
+        return self.choices.get(f"{step}@{place}")
+
+    def with_choice(self, step: str, place: str, chosen: Mapping[str, Any]) -> Plan:
+        """A copy with one choice added or replaced; ``chosen`` is JSON data with a ``reason``."""
+        return replace(self, choices={**self.choices, f"{step}@{place}": chosen})
+
     def layer_is_quantized(self, layer: str) -> bool:
         """Whether both the input and the weight of a weighted layer carry a scheme."""
         ends = (self.get(layer, "input"), self.get(layer, "weight"))
@@ -119,6 +146,8 @@ class Plan:
             "fxquant_plan": VERSION,
             "recipe": self.recipe,
             "target": self.target.to_json(),
+            "pipeline": self.pipeline,
+            "choices": {key: dict(value) for key, value in self.choices.items()},
             "decisions": {str(site): d.to_json() for site, d in self.decisions.items()},
         }
 
@@ -132,17 +161,20 @@ class Plan:
                 f"plan version {data['fxquant_plan']!r} is not {VERSION}",
                 fix="read it with the fxquant that wrote it, or plan anew",
             )
-        if set(data) != {"fxquant_plan", "recipe", "target", "decisions"} or not isinstance(
-            data["decisions"], dict
-        ):
+        if set(data) != set(_KINDS):
             raise PlanError("the plan's keys are wrong", where=", ".join(map(str, sorted(data))))
-        if not isinstance(data["recipe"], str):
-            raise PlanError("the recipe's name must be a text", where="plan, key 'recipe'")
+        for key, kind in _KINDS.items():
+            if type(data[key]) is not kind:
+                raise PlanError(f"{key} is no {kind.__name__}", where=f"plan, key {key!r}")
+        for key, chosen in data["choices"].items():
+            if "@" not in key or not isinstance(chosen, dict):
+                raise PlanError("a choice is pass@place with a mapping", where=f"plan, {key!r}")
         decisions = {
             Site.parse(site): Decision.from_json(site, entry)
             for site, entry in data["decisions"].items()
         }
-        return Plan(decisions, Target.from_json(data["target"]), data["recipe"])
+        target, rest = Target.from_json(data["target"]), (data["choices"], data["pipeline"])
+        return Plan(decisions, target, data["recipe"], *rest)
 
     def save(self, path: str | Path) -> None:
         """Write JSON."""

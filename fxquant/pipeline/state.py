@@ -32,7 +32,7 @@ class Fact(StrEnum):
     MEASUREMENTS = "measurements"
 
 
-AT_START = frozenset({Fact.GRAPH, Fact.FLOAT_GRAPH, Fact.CALIBRATION, Fact.TARGET})
+AT_START = frozenset({Fact.GRAPH, Fact.FLOAT_GRAPH, Fact.CALIBRATION, Fact.TARGET, Fact.PLAN})
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class State:
 
     @property
     def float_graph(self) -> GraphModule:
-        """The captured float graph, for comparison; not to be changed."""
+        """The float graph with all exact rewrites so far, for comparison; not to be changed."""
         return cast(GraphModule, self._read(Fact.FLOAT_GRAPH))
 
     @property
@@ -111,6 +111,10 @@ class State:
     def having(self, fact: Fact, value: Any) -> State:
         """A copy with one fact set."""
         return replace(self, facts={**self.facts, fact: value})
+
+    def rewritten(self, graph: GraphModule) -> State:
+        """A copy with another float graph that computes the same function (a transform's result)."""
+        return self.having(Fact.GRAPH, graph).having(Fact.FLOAT_GRAPH, graph)
 
     def noting(self, notes: Iterable[Note]) -> State:
         """A copy with notes appended."""
