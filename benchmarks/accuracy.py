@@ -1,14 +1,16 @@
-"""W8A8 on real weights and images: ``python benchmarks/accuracy.py``.
+"""Methods x bits x models on real weights and images: ``python benchmarks/accuracy.py``.
 
-Needs the assets (``FXQUANT_ASSETS``, else ``../shared/assets``). Calibrates on 128 images of the
-sample set; the 650 validation images are only evaluated. Results:
-``benchmarks/results/accuracy.jsonl``.
+``--tables all`` gives every row of ``docs/accuracy.md``. Needs the assets (``FXQUANT_ASSETS``, else
+``../shared/assets``). Calibrates on 128 images of the sample set; the 650 validation images are
+only evaluated. Results: ``benchmarks/results/accuracy.jsonl``.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 import fxquant
 from benchmarks import record
+from benchmarks.methods import Method, ablations, claims, recipes
 from fxquant.backends.x86.conformance import region_differences
 from fxquant.fidelity import compare, logits_of
 from tests.asset_models import data
@@ -32,32 +35,60 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[float, ...], tuple[float,
 }
 BATCH = 26  # divides 650
 REGION_IMAGES = 4
-COLUMNS = ("model", "runs as", "top-1 %", "drop", "agreement %", "SQNR dB", "seconds")
+COLUMNS = ("model", "method", "runs as", "top-1 %", "drop", "agreement %", "SQNR dB", "seconds")
 
 
-def evaluate(name: str, *, recipe: str, calibration: int, images: int) -> list[dict[str, Any]]:
-    """Rows for float, the reference graph and x86."""
+@dataclass(frozen=True)
+class Setting:
+    """A model with its images: ``samples`` to calibrate, ``x`` and ``labels`` only to evaluate,
+    ``reference``: the float logits."""
+
+    name: str
+    model: nn.Module
+    samples: Tensor
+    x: Tensor
+    labels: Tensor
+    reference: Tensor
+
+
+def setting(name: str, *, calibration: int, images: int) -> Setting:
+    """Load a model and its images, and run it in float."""
     load, mean, std = MODELS[name]
     model = load()
     samples, _ = data.imagenet_images(data.CALIBRATION_FOLDER, calibration, mean, std)
-    quantized = fxquant.quantize(model, calibration=samples, recipe=recipe)
-    lowered = fxquant.lower(quantized)
     x, labels = data.imagenet_images(data.EVALUATION_FOLDER, images, mean, std)
-    rows = []
-    reference = None
-    for kind, runs in (("float", model), ("reference", quantized), ("x86", lowered)):
-        start = time.perf_counter()
-        logits = logits_of(runs, x, batch=BATCH)
-        reference = logits if reference is None else reference
-        rows.append(
-            {"model": name, "runs_as": kind, "recipe": recipe, "calibration": len(samples)}
-            | distance(reference, logits, labels)
-            | {"seconds": round(time.perf_counter() - start, 1)}
-        )
-    totals = lowered.report.totals
-    rows[-1] |= {"int8_layers": totals.int8_layers, "layers": totals.layers}
-    rows[-1]["regions"] = regions(lowered, samples[:REGION_IMAGES])
-    return rows
+    return Setting(name, model, samples, x, labels, logits_of(model, x, batch=BATCH))
+
+
+def evaluate(at: Setting, method: Method) -> dict[str, Any]:
+    """Quantize, run, compare with float."""
+    start = time.perf_counter()
+    quantized = fxquant.quantize(
+        at.model, calibration=at.samples, pipeline=method.pipeline, backend=method.runs_as
+    )
+    seconds = time.perf_counter() - start
+    lowered = fxquant.lower(quantized) if method.runs_as == "x86" else None
+    logits = logits_of(lowered or torch.compile(quantized), at.x, batch=BATCH)
+    torch.compiler.reset()
+    row = {
+        "model": at.name,
+        "method": method.name,
+        "runs_as": method.runs_as,
+        "pipeline": str(method.pipeline),
+        "calibration": len(at.samples),
+        "calibration_sqnr_db": _rounded(quantized.report.output_sqnr_db),
+    }
+    row |= distance(at.reference, logits, at.labels)
+    row |= {"quantize_seconds": round(seconds, 1)}
+    if lowered is not None:
+        totals = lowered.report.totals
+        row |= {"int8_layers": totals.int8_layers, "layers": totals.layers}
+        row["regions"] = regions(lowered, at.samples[:REGION_IMAGES])
+    return row
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def distance(reference: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -96,13 +127,12 @@ def regions(lowered: Any, samples: Tensor) -> dict[str, Any]:
 
 
 def show(console: Console, rows: list[dict[str, Any]]) -> None:
-    """One table of models, one of regions."""
+    """One table of methods, one of regions."""
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD)
     for row in rows:
-        exact = row["runs_as"] == "float"
-        paired = ["-"] * 3 if exact else [f"{row[k]:.2f}" for k in ("drop", "agreement", "sqnr_db")]
-        top1, seconds = f"{row['top1']:.2f}", f"{row['seconds']:.1f}"
-        table.add_row(row["model"], row["runs_as"], top1, *paired, seconds)
+        figures = [f"{row[key]:.2f}" for key in ("top1", "drop", "agreement", "sqnr_db")]
+        seconds = f"{row['quantize_seconds']:.1f}"
+        table.add_row(row["model"], row["method"], row["runs_as"], *figures, seconds)
     console.print(table)
     columns = ("model", "output", "regions", "differing elements", "worst, in output steps", "in")
     table = Table(*columns, box=box.SIMPLE_HEAD, title="x86 regions on the reference's own inputs")
@@ -114,11 +144,15 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+TABLES = {"recipes": recipes, "ablations": ablations, "claims": claims}
+
+
 def main() -> None:
     """Evaluate, print, record."""
-    parser = argparse.ArgumentParser(description="W8A8 on real weights and images")
+    parser = argparse.ArgumentParser(description="methods x bits x models on real images")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--recipe", default="w8a8")
+    parser.add_argument("--tables", default="recipes", help=f"of {', '.join(TABLES)}, or all")
+    parser.add_argument("--methods", default="*", help="glob over method names")
     parser.add_argument("--calibration", type=int, default=128)
     parser.add_argument("--images", type=int, default=data.EVALUATION_COUNT)
     parser.add_argument("--threads", type=int, default=2)
@@ -126,14 +160,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if data.assets_dir() is None:
         parser.error(data.missing_reason())
+    tables = list(TABLES) if options.tables == "all" else options.tables.split(",")
+    methods = [m for table in tables for m in TABLES[table]()]
+    methods = [m for m in methods if fnmatchcase(m.name, options.methods)]
     rows = []
     for name in options.models.split(","):
-        found = evaluate(
-            name, recipe=options.recipe, calibration=options.calibration, images=options.images
-        )
-        for row in found:
+        at = setting(name, calibration=options.calibration, images=options.images)
+        for method in methods:
+            row = evaluate(at, method)
             record.append("accuracy", row)
-        rows += found
+            rows.append(row)
+            show(Console(width=110), [row])
     show(Console(width=110), rows)
 
 

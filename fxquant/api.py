@@ -16,6 +16,7 @@ from fxquant.backends.base import Executor, default_backend, get_backend
 from fxquant.backends.frozen import Frozen
 from fxquant.backends.quantized import QuantizedModule, quantized_module
 from fxquant.capture import capture
+from fxquant.entry import Entry, Normalization, with_entry
 from fxquant.errors import BackendError, CaptureError, InputError, PipelineError, RecipeError
 from fxquant.graph.shapes import shape_of
 from fxquant.models.example import Preprocessing, example_for, preprocessing_of
@@ -43,6 +44,8 @@ def quantize(
     example: Any = None,
     backend: str | None = None,
     limit: int = LIMIT,
+    input_normalization: Normalization | None = None,
+    entry: Entry = "float32",
     observers: Iterable[PassObserver] = (),
 ) -> QuantizedModule:
     """A portable quantized graph of ``model``, which is left as it was.
@@ -53,9 +56,14 @@ def quantize(
     per token while the model runs. ``recipe``: name, YAML file or :class:`Recipe` (``w8a8``).
     ``pipeline``: passes in place of the recipe's. ``plan``: decisions made before, carried out by
     the pipeline that made them (or by ``pipeline=``, where that had passes of your own); with the
-    same data it gives the same bits. ``example``: input to capture with, else calibration data, else
-    the model's own configuration. ``backend``: whose machine facts guide the plan; x86 where this
-    machine can run it, else the reference.
+    same data it gives the same bits. ``example``: input to capture with, else calibration data,
+    else the model's own configuration. ``backend``: whose machine facts guide the plan; x86 where
+    this machine can run it, else the reference.
+
+    ``input_normalization``: the ``(mean, std)`` per channel that 8-bit images were normalised
+    with, ``x = (p / 255 - mean) / std``; the first quantizer then loses nothing. ``entry``:
+    ``float32`` takes what the float model takes, ``uint8`` raw pixels ``[N, C, H, W]`` without any
+    normalization; calibration data is normalised floats either way.
     """
     if isinstance(model, Frozen):
         raise CaptureError(
@@ -64,6 +72,7 @@ def quantize(
             fix="quantize the float model again, or edit the plan and pass plan=",
         )
     chosen, steps = _passes(recipe, pipeline, plan, calibrated=calibration is not None)
+    steps = with_entry(steps, input_normalization, entry)
     source = _source(model, calibration)
     first = None
     if source is not None:

@@ -149,6 +149,14 @@ _DECOMPOSED = (
 FXQUANT = (
     "fxquant.quantize_per_token.default",
     "fxquant.dequantize_per_token.default",
+    "fxquant.quantize_region.default",
+    "fxquant.dequantize_region.default",
+    "fxquant.quantize_region_per_head.default",
+    "fxquant.dequantize_region_per_head.default",
+    "fxquant.quantize_log.default",
+    "fxquant.dequantize_log.default",
+    "fxquant.quantize_log_per_head.default",
+    "fxquant.dequantize_log_per_head.default",
 )
 
 # Printed name -> function and its number of operands.

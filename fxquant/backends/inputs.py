@@ -13,16 +13,26 @@ from torch.fx import GraphModule
 from fxquant.errors import InputError
 from fxquant.graph.shapes import shape_of
 
+_KINDS = (
+    ("float32", "apply the model's preprocessing: (image / 255 - mean) / std"),
+    (
+        "uint8",
+        "pass the raw pixels 0..255: the model was made with entry='uint8' and normalizes nothing",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class InputCheck:
-    """A forward pre-hook: float32 CPU tensors of the captured shapes, one batch size.
+    """A forward pre-hook: CPU tensors of the graph's own types and shapes, one batch size.
 
-    Silent inside ``torch.compile``, which traces the call it is given.
+    An input is float32, or uint8 where the model was made with ``entry="uint8"``. Silent inside
+    ``torch.compile``, which traces the call it is given.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
 
     @staticmethod
     def of(graph_module: GraphModule) -> InputCheck:
@@ -35,6 +45,7 @@ class InputCheck:
         return InputCheck(
             tuple(str(node.target) for node in inputs),
             tuple(shape_of(node)[1:] for node in inputs),
+            tuple(node.meta["val"].dtype for node in inputs),
         )
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -48,12 +59,14 @@ class InputCheck:
                 where=f"inputs {', '.join(self.names)}",
                 fix="call it as the float model was called when it was captured",
             )
-        for name, shape, x in zip(self.names, self.shapes, tensors, strict=True):
-            if x.dtype is not torch.float32 or x.device.type != "cpu":
+        wanted = zip(self.names, self.shapes, self.dtypes, strict=True)
+        for (name, shape, dtype), x in zip(wanted, tensors, strict=True):
+            if x.dtype is not dtype or x.device.type != "cpu":
+                kind, fix = _KINDS[dtype is torch.uint8]
                 raise InputError(
-                    f"inputs must be float32 on the CPU, not {x.dtype} on {x.device}",
+                    f"inputs must be {kind} on the CPU, not {x.dtype} on {x.device}",
                     where=f"input {name}",
-                    fix="apply the model's preprocessing: (image / 255 - mean) / std",
+                    fix=fix,
                 )
             if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != shape:
                 raise InputError(

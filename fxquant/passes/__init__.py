@@ -4,13 +4,35 @@ from fxquant.passes.annotate import Annotate
 from fxquant.passes.apply import Apply
 from fxquant.passes.assign import Assign, Override
 from fxquant.passes.calibrate import Calibrate
+from fxquant.passes.exact_input import ExactInput
 from fxquant.passes.measure import Measure
+from fxquant.passes.noise import Noise
+from fxquant.passes.open_attention import OpenAttention
 from fxquant.passes.plan import SpareOutliers
+from fxquant.passes.raw_pixels import RawPixels
+from fxquant.passes.region import RegionScales
+from fxquant.passes.smooth import Smooth
+from fxquant.passes.split import SplitOutliers
 from fxquant.passes.use_plan import UsePlan
 from fxquant.pipeline.base import Pass
 
 BUILTIN: dict[str, type[Pass]] = {
-    kind.name: kind for kind in (Annotate, Assign, Calibrate, SpareOutliers, Apply, Measure)
+    kind.name: kind
+    for kind in (
+        Annotate,
+        ExactInput,
+        OpenAttention,
+        Smooth,
+        SplitOutliers,
+        Assign,
+        Calibrate,
+        SpareOutliers,
+        RegionScales,
+        Apply,
+        Noise,
+        Measure,
+        RawPixels,
+    )
 }
 
 __all__ = [
@@ -19,8 +41,15 @@ __all__ = [
     "Apply",
     "Assign",
     "Calibrate",
+    "ExactInput",
     "Measure",
+    "Noise",
+    "OpenAttention",
     "Override",
+    "RawPixels",
+    "RegionScales",
+    "Smooth",
     "SpareOutliers",
+    "SplitOutliers",
     "UsePlan",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.fx import GraphModule, Node
 
@@ -20,7 +20,9 @@ from fxquant.graph.tensors import (
     tensor_at,
 )
 from fxquant.passes.casts import cast_attention
+from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.nodes import dequantize_weight, quantize_dequantize
+from fxquant.passes.watched import OPERAND
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, State
@@ -31,7 +33,8 @@ from fxquant.quant.weight import weight_codes, weight_qparams
 
 @dataclass(frozen=True)
 class Apply(Pass):
-    """``linear(x, W) -> linear(dq(q(x)), dq(Wq))`` at every layer the plan quantizes.
+    """``linear(x, W) -> linear(dq(q(x)), dq(Wq))`` at every layer the plan quantizes, and
+    ``matmul(x, y) -> matmul(dq(q(x)), dq(q(y)))`` at every operand.
 
     Equal quantizers of one tensor are made once; a weight used by several layers is stored once.
     """
@@ -61,14 +64,16 @@ class _Rewriter:
         self.plan = plan
         self.statistics = statistics
         self.nodes = {node.name: node for node in graph_module.graph.nodes}
-        self.quantized_inputs: dict[tuple[Node, Scheme, float, int], Node] = {}
+        self.quantized_inputs: dict[tuple[Node, Scheme, tuple[Any, ...]], Node] = {}
         self.quantized_weights: dict[tuple[str, Scheme], list[Node]] = {}
 
     def run(self, layers: tuple[Layer, ...]) -> None:
-        """Rewrite every weighted layer, then attention."""
+        """Rewrite every weighted layer and every matmul, then fused attention."""
         for layer in layers:
-            if layer.kind in {"linear", "conv"}:
+            if layer.kind in WEIGHTED:
                 self._weighted(layer)
+            elif layer.kind == "matmul":
+                self._matmul(layer)
         attention = [
             self.nodes[layer.node]
             for layer in layers
@@ -94,7 +99,13 @@ class _Rewriter:
             return
         node = self.nodes[layer.node]
         node.update_arg(1, self._weight(layer, node, weight))
-        node.update_arg(0, self._input(layer, node, x))
+        self._activation(layer, node, "input", x)
+
+    def _matmul(self, layer: Layer) -> None:
+        for slot in ("lhs", "rhs"):
+            decision = self.plan.get(layer.name, slot)
+            if decision is not None and decision.scheme is not None:
+                self._activation(layer, self.nodes[layer.node], slot, decision.scheme)
 
     def _weight(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
         source = node.args[1]
@@ -126,32 +137,30 @@ class _Rewriter:
             value = tensor_at(self.graph_module, name)
             return read_buffer(self.graph_module, name, like=before, value=value)
 
-    def _input(self, layer: Layer, node: Node, scheme: Scheme) -> Node:
-        source = node.args[0]
+    def _activation(self, layer: Layer, node: Node, slot: str, scheme: Scheme) -> None:
+        """Let ``node`` read the quantized tensor at ``slot``."""
+        source = node.args[OPERAND[slot]]
         assert isinstance(source, Node)
-        scale, zero_point = 0.0, 0
+        qparams = None
         if scheme.rule != "dynamic":
-            qparams = self.statistics.get(f"{layer.name}:input")
+            qparams = self.statistics.get(f"{layer.name}:{slot}")
             if qparams is None or qparams.scheme != scheme:
                 raise PlanError(
                     "the plan was changed after calibration",
-                    where=f"{layer.name}:input",
+                    where=f"{layer.name}:{slot}",
                     fix="run the pass that changes it before 'calibrate'",
                 )
-            scale, zero_point = float(qparams.scale), int(qparams.zero_point)
-        key = (source, scheme, scale, zero_point)
+        key = (source, scheme, _values(qparams))
         if key not in self.quantized_inputs:
-            before = _after(source)
-            with self.graph_module.graph.inserting_before(before):
-                self.quantized_inputs[key] = quantize_dequantize(
-                    self.graph_module, node, source, scheme, scale, zero_point
-                )
-        return self.quantized_inputs[key]
+            self.quantized_inputs[key] = quantize_dequantize(
+                self.graph_module, node, source, scheme, qparams, slot=slot
+            )
+        node.update_arg(OPERAND[slot], self.quantized_inputs[key])
 
 
-def _after(node: Node) -> Node:
-    """The place right after a node (placeholders stay together at the top)."""
-    following = node.next
-    while following.op == "placeholder":
-        following = following.next
-    return following
+def _values(qparams: QParams | None) -> tuple[Any, ...]:
+    """What tells quantizers of one scheme apart."""
+    if qparams is None:
+        return ()
+    tensors = (tuple(t.flatten().tolist()) for t in (qparams.scale, qparams.zero_point))
+    return (*tensors, qparams.shift, qparams.base, qparams.offset, qparams.split)

@@ -10,7 +10,9 @@ from fxquant.errors import RecipeError
 from fxquant.graph.layer_graph import must_share_groups
 from fxquant.graph.layers import Layer
 from fxquant.graph.site import Site
-from fxquant.passes.fit import WEIGHTED, applies, misfit
+from fxquant.passes.exact_input import pixel_schemes
+from fxquant.passes.fit import QUANTIZABLE, WEIGHTED, applies, misfit, slots_of
+from fxquant.passes.support import adapted, keep_supported, refusal
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Decision
 from fxquant.pipeline.state import Fact, State
@@ -21,6 +23,7 @@ FLOAT_BY_DEFAULT = {
     "layer_norm": "LayerNorm reads the float residual stream",
     "softmax": "softmax inputs stay float",
 }
+PRODUCTS = frozenset({"attention_qk", "attention_av"})
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Override:
     """A decision for the sites that match both globs.
 
     ``sites``: glob over ``layer`` or ``layer:slot``. ``role``: glob over roles. ``scheme``: a
-    scheme's text, ``float`` or ``bfloat16``. A scheme needs a slot in ``sites`` unless its kind
-    tells: symmetric schemes go to weights, affine ones to inputs. Schemes pass by layers without
-    weights, bfloat16 by all but fused attention. Later overrides win.
+    scheme's text, ``float`` or ``bfloat16``. Without a slot in ``sites`` the scheme's kind tells:
+    symmetric schemes go to weights, all others to inputs; to both operands of matmuls, which have
+    neither, only where ``role`` is given. Schemes pass by layers that are not quantized, bfloat16
+    by all but fused attention. Later overrides win.
     """
 
     scheme: str
@@ -49,10 +53,14 @@ class Override:
             return None
         decision = self._decision()
         scheme = decision.scheme
-        by_kind = scheme is not None and ":" not in self.sites
-        if by_kind and scheme is not None and scheme.symmetric != (site.slot == "weight"):
+        if scheme is not None and ":" not in self.sites and not self._meant(scheme, site.slot):
             return None
         return decision if applies(layer, decision) else None
+
+    def _meant(self, scheme: Scheme, slot: str) -> bool:
+        if slot in {"lhs", "rhs"}:
+            return self.role != "*"
+        return scheme.symmetric == (slot == "weight")
 
     def _decision(self) -> Decision:
         reason = f"override {self.sites} ({self.role})"
@@ -65,42 +73,61 @@ class Override:
 
 @dataclass(frozen=True)
 class Assign(Pass):
-    """Schemes for every weighted layer, compute types for attention, with reasons.
+    """Schemes for weighted layers and attention products, compute types for fused attention.
 
-    ``weight`` and ``activation``: default schemes. ``attention``: what fused attention computes
-    in; bfloat16 only where the target has it. Residual stream, LayerNorm and softmax stay float.
+    ``weight`` and ``activation``: default schemes. ``matmul``: scheme of both operands of the two
+    products of attention that is written out (pass ``open_attention``); None keeps them float.
+    ``attention``: what fused attention computes in; bfloat16 only where the target has it.
+    ``by_role``: the recipe's own exceptions, silent where the model has no such site.
+    ``overrides``: the user's, after them; each must match something. ``simulate``: ``never`` keeps
+    in float what the target has no kernel for, and says so; ``ask`` quantizes it all the same, in
+    float arithmetic. Residual stream, LayerNorm and softmax stay float. Layers that the pass
+    ``exact_input`` let read pixels get ``a8/tensor/pixels@Z``, unless an override says otherwise.
     """
 
     weight: Scheme = Scheme(bits=8, symmetric=True, granularity="channel")  # noqa: RUF009
     activation: Scheme = Scheme(bits=8)  # noqa: RUF009
+    matmul: Scheme | None = None
     attention: Literal["float32", "bfloat16"] = "bfloat16"
+    by_role: tuple[Override, ...] = ()
     overrides: tuple[Override, ...] = ()
+    simulate: Literal["never", "ask"] = "never"
 
     name: ClassVar[str] = "assign"
-    needs: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.GRAPH, Fact.LAYERS, Fact.TARGET, Fact.PLAN}
-    )
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.GRAPH, Fact.LAYERS, Fact.TARGET, Fact.PLAN})
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
 
     def run(self, state: State) -> State:
         """Set ``plan``."""
+        layers = {layer.name: layer for layer in state.layers}
+        pixels = pixel_schemes(state.plan)
         decisions: dict[Site, Decision] = {}
         for layer in state.layers:
-            decisions |= self._layer(layer, state.target)
-        layers = {layer.name: layer for layer in state.layers}
-        for site in decisions:
-            for override in self.overrides:
-                decision = override.decision_for(site, layers[site.layer])
-                if decision is not None:
-                    decisions[site] = decision
+            activation = pixels.get(layer.name, self.activation)
+            for site, default in self._layer(layer, activation, state.target).items():
+                decisions[site] = self._decided(site, layer, default, state.target)
         self._check_overrides(decisions, layers)
         for site, decision in decisions.items():
             wrong, fix = misfit(layers[site.layer], site.slot, decision)
             if wrong:
                 raise RecipeError(wrong, where=str(site), why=decision.reason, fix=fix)
+        if self.simulate == "never":
+            keep_supported(decisions, layers, state.target)
         settle_shared(decisions, must_share_groups(state.graph, state.layers), state.layers)
         plan = replace(state.plan, decisions=decisions, target=state.target)
         return state.having(Fact.PLAN, plan)
+
+    def _decided(self, site: Site, layer: Layer, default: Decision, target: Target) -> Decision:
+        decision = default
+        refused = layer.kind in WEIGHTED and default.scheme is None
+        for override in self.by_role:
+            found = override.decision_for(site, layer)
+            settled = refused or (default.scheme is not None and default.scheme.rule == "pixels")
+            if found is not None and not (settled and found.scheme is not None):
+                decision = adapted(layer, site.slot, found, target)
+        for override in self.overrides:
+            decision = override.decision_for(site, layer) or decision
+        return decision
 
     def _check_overrides(self, decisions: dict[Site, Decision], layers: dict[str, Layer]) -> None:
         for override in self.overrides:
@@ -111,33 +138,32 @@ class Assign(Pass):
                     fix="list the sites with report.show() or the plan; globs match layer:slot",
                 )
 
-    def _layer(self, layer: Layer, target: Target) -> dict[Site, Decision]:
-        if layer.kind in WEIGHTED:
-            ends = (Site(layer.name, "input"), Site(layer.name, "weight"))
-            refusal = _refusal(layer, target)
-            if layer.kind == "conv" and self.activation.rule == "dynamic":
-                refusal = refusal or "a convolution has no tokens to take ranges of: needs data"
-            if refusal:
-                return dict.fromkeys(ends, Decision(reason=refusal))
-            activation, reason = self._activation(target)
-            return {
-                ends[0]: Decision(scheme=activation, reason=reason),
-                ends[1]: Decision(scheme=self.weight, reason="default for weights"),
-            }
+    def _layer(self, layer: Layer, activation: Scheme, target: Target) -> dict[Site, Decision]:
+        if layer.kind in QUANTIZABLE:
+            sites = (Site(layer.name, slot) for slot in slots_of(layer))
+            return {site: self._default(layer, site.slot, activation, target) for site in sites}
         if layer.kind == "attention":
             return {Site(layer.name, "input"): self._attention(target)}
-        if layer.kind == "matmul":
-            reason = "attention and activation matmuls stay float in this recipe"
-            return {Site(layer.name, s): Decision(reason=reason) for s in ("lhs", "rhs")}
         if layer.role in FLOAT_BY_DEFAULT:
             return {Site(layer.name, "input"): Decision(reason=FLOAT_BY_DEFAULT[layer.role])}
         return {}
 
-    def _activation(self, target: Target) -> tuple[Scheme, str]:
-        if self.activation.bits == 8 and target.activation_bits < 8:
-            narrowed = replace(self.activation, bits=target.activation_bits)
-            return narrowed, f"{target.activation_bits} bits: {target.machine} has no VNNI"
-        return self.activation, "default for activations"
+    def _default(self, layer: Layer, slot: str, activation: Scheme, target: Target) -> Decision:
+        if layer.kind == "matmul":
+            if self.matmul is None or layer.role not in PRODUCTS:
+                return Decision(reason="attention and activation matmuls stay float in this recipe")
+            decision = Decision(scheme=self.matmul, reason="default for attention products")
+            return adapted(layer, slot, decision, target)
+        why = refusal(layer, target)
+        if layer.kind == "conv" and activation.rule == "dynamic":
+            why = why or "a convolution has no tokens to take ranges of: needs data"
+        if why:
+            return Decision(reason=why)
+        if slot == "weight":
+            return Decision(scheme=self.weight, reason="default for weights")
+        exact = activation.rule == "pixels"
+        reason = "default: 8-bit pixels, without error" if exact else "default for activations"
+        return adapted(layer, slot, Decision(scheme=activation, reason=reason), target)
 
     def _attention(self, target: Target) -> Decision:
         if self.attention == "bfloat16" and target.bfloat16:
@@ -145,21 +171,6 @@ class Assign(Pass):
         if self.attention == "bfloat16":
             return Decision(reason=f"{target.machine} has no native bf16")
         return Decision(reason="the recipe keeps attention in float32")
-
-
-def _refusal(layer: Layer, target: Target) -> str:
-    """Why a weighted layer cannot be int8 on the target; empty where it can."""
-    if not layer.weight:
-        return "its weight is computed while the model runs"
-    if target.roles and layer.role not in target.roles:
-        return f"{target.backend} has no int8 kernel for role {layer.role}"
-    features = (layer.input_shape[-1], layer.output_shape[-1])
-    if layer.kind == "linear" and min(features) < target.smallest_features:
-        return (
-            f"{features[0]} x {features[1]} features: below {target.smallest_features} "
-            "an int8 kernel costs more than it saves"
-        )
-    return ""
 
 
 def settle_shared(

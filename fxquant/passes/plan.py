@@ -15,6 +15,7 @@ from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import constant_of
 from fxquant.passes.assign import settle_shared
 from fxquant.passes.calibrate import static_sites
+from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.running import Runner, fast_linear
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Decision, Plan
@@ -35,7 +36,9 @@ class SpareOutliers(Pass):
     The measure is the SQNR of the layer's output with only its input quantized, averaged over
     tokens in dB: an outlier token holds nearly all the energy, so a plain SQNR would not see that
     every other token is lost. Such a site gets a range per token, found while the model runs, if
-    that lifts it above ``floor_db``; else it stays float. Both are said in the plan.
+    that lifts it above ``floor_db``; else it stays float. Both are said in the plan. It looks at
+    inputs of weighted layers with one uniform range; those of other kinds and the operands of
+    matmuls are left as they are.
     """
 
     floor_db: float = 25.0
@@ -48,7 +51,13 @@ class SpareOutliers(Pass):
 
     def run(self, state: State) -> State:
         """Set ``plan`` anew, with a note for each spared site."""
-        sites = static_sites(state.plan, state.layers)
+        sites = {
+            site: (layer, scheme)
+            for site, (layer, scheme) in static_sites(state.plan, state.layers).items()
+            if layer.kind in WEIGHTED
+            and scheme.kind == "uniform"
+            and scheme.granularity == "tensor"
+        }
         if not sites or state.calibration is None:
             return state.having(Fact.PLAN, state.plan)
         measured: dict[str, tuple[float, float]] = {}
@@ -76,12 +85,15 @@ class SpareOutliers(Pass):
             return None
         story = f"one range per tensor leaves {static_db:.1f} dB (floor {self.floor_db:g})"
         if token_db >= self.floor_db:
-            dynamic = replace(scheme, granularity="token", rule="dynamic", parameter=None)
-            return Decision(
-                scheme=dynamic, reason=f"{story}; a range per token gives {token_db:.1f}"
-            )
+            reason = f"{story}; a range per token gives {token_db:.1f}"
+            return Decision(scheme=_per_token(scheme), reason=reason)
         token = f", a range per token {token_db:.1f}" if math.isfinite(token_db) else ""
         return Decision(reason=f"{story}{token}: kept float")
+
+
+def _per_token(scheme: Scheme) -> Scheme:
+    """Ranges per token are affine, and found while the model runs."""
+    return Scheme(bits=scheme.bits, granularity="token", rule="dynamic")
 
 
 def _spare(plan: Plan, layer: str, decision: Decision) -> Plan:
@@ -112,7 +124,7 @@ def _measuring(
 
     def measure(x: Tensor) -> None:
         exact = outputs(x)
-        scheme = qparams.scheme
+        scheme = _per_token(qparams.scheme)
         codes = ops.quantize_per_token(x, scheme.quant_min, scheme.quant_max, scheme.dtype)
         measured[site] = (
             token_sqnr_db(exact, outputs(fake_quantize(x, qparams))),

@@ -70,7 +70,7 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
     if hint is Plan:
         return value if isinstance(value, Plan) else Plan.from_json(value)
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_value(arguments[0], v, where=where) for v in value)
+        return _tuple(arguments, value, where=where)
     if origin is typing.Literal:
         if value in arguments:
             return value
@@ -89,3 +89,13 @@ def _value(hint: Any, value: Any, *, where: str) -> Any:
     ):
         return value
     raise PipelineError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}", where=where)
+
+
+def _tuple(hints: tuple[Any, ...], values: Any, *, where: str) -> tuple[Any, ...]:
+    """``tuple[int, ...]`` of any length, or ``tuple[float, float]`` of just that one."""
+    if Ellipsis in hints:
+        return tuple(_value(hints[0], value, where=where) for value in values)
+    if len(hints) != len(values):
+        raise PipelineError(f"{list(values)} holds {len(values)}, not {len(hints)}", where=where)
+    pairs = zip(hints, values, strict=True)
+    return tuple(_value(hint, value, where=where) for hint, value in pairs)

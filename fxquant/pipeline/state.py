@@ -113,7 +113,7 @@ class State:
         return replace(self, facts={**self.facts, fact: value})
 
     def rewritten(self, graph: GraphModule) -> State:
-        """A copy with another float graph that computes the same function (a transform's result)."""
+        """A copy with another float graph that computes the same function."""
         return self.having(Fact.GRAPH, graph).having(Fact.FLOAT_GRAPH, graph)
 
     def noting(self, notes: Iterable[Note]) -> State:

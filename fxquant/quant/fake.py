@@ -4,6 +4,7 @@
 the value of quantize-dequantize, the gradient of the clamp, so 1 inside the range and 0 where a
 value was clipped. ``c + stop(q - c)`` is exactly ``q``: the two lie within half a code of each
 other, where float subtraction is exact. Composite, so autograd and Inductor see plain ATen.
+Those of region and log quantizers are beside their quantizers.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.quant.ops import library, quantize_per_token
+from fxquant.quant.library import library
+from fxquant.quant.ops import quantize_per_token
+from fxquant.quant.straight import per_head
 
 library.define(
     "fake_quantize(Tensor x, float scale, int zero_point, int quant_min, int quant_max) -> Tensor"
 )
 library.define("fake_quantize_rows(Tensor x, Tensor scale, int quant_min, int quant_max) -> Tensor")
+library.define(
+    "fake_quantize_heads(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max)"
+    " -> Tensor"
+)
 library.define("fake_quantize_per_token(Tensor x, int quant_min, int quant_max) -> Tensor")
 
 
@@ -43,6 +50,13 @@ def _fake_quantize_rows(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor
     return _through(x * (1.0 / rows), 0, low, high) * rows
 
 
+def _fake_quantize_heads(
+    x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int
+) -> Tensor:
+    heads, zeros = per_head(scale, x), per_head(zero_point, x)
+    return (_through(x * (1.0 / heads), zeros, low, high) - zeros) * heads
+
+
 def _fake_quantize_per_token(x: Tensor, low: int, high: int) -> Tensor:
     scale: Tensor
     zero_point: Tensor
@@ -52,10 +66,12 @@ def _fake_quantize_per_token(x: Tensor, low: int, high: int) -> Tensor:
 
 library.impl("fake_quantize", _fake_quantize, "CompositeImplicitAutograd")
 library.impl("fake_quantize_rows", _fake_quantize_rows, "CompositeImplicitAutograd")
+library.impl("fake_quantize_heads", _fake_quantize_heads, "CompositeImplicitAutograd")
 library.impl("fake_quantize_per_token", _fake_quantize_per_token, "CompositeImplicitAutograd")
 
 fake_quantize = torch.ops.fxquant.fake_quantize.default
 fake_quantize_rows = torch.ops.fxquant.fake_quantize_rows.default
+fake_quantize_heads = torch.ops.fxquant.fake_quantize_heads.default
 fake_quantize_per_token = torch.ops.fxquant.fake_quantize_per_token.default
 
 

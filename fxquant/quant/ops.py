@@ -11,9 +11,13 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import Tensor
 
+from fxquant.quant import logarithm, region
+from fxquant.quant.library import library
+
+__all__ = ["library"]
+
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny * 2**10
 
-library = torch.library.Library("fxquant", "DEF")
 library.define(
     "quantize_per_token(Tensor x, int quant_min, int quant_max, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor)"
@@ -51,17 +55,40 @@ library.impl("dequantize_per_token", _dequantize_per_token, "CompositeImplicitAu
 decomposed = torch.ops.quantized_decomposed
 quantize_per_tensor = decomposed.quantize_per_tensor.default
 dequantize_per_tensor = decomposed.dequantize_per_tensor.default
+quantize_per_channel = decomposed.quantize_per_channel.default
 dequantize_per_channel = decomposed.dequantize_per_channel.default
 dequantize_per_channel_group = decomposed.dequantize_per_channel_group.default
 quantize_per_token = torch.ops.fxquant.quantize_per_token.default
 dequantize_per_token = torch.ops.fxquant.dequantize_per_token.default
+quantize_region = region.quantize_region
+dequantize_region = region.dequantize_region
+quantize_region_per_head = region.quantize_region_per_head
+dequantize_region_per_head = region.dequantize_region_per_head
+quantize_log = logarithm.quantize_log
+dequantize_log = logarithm.dequantize_log
+quantize_log_per_head = logarithm.quantize_log_per_head
+dequantize_log_per_head = logarithm.dequantize_log_per_head
 
-QUANTIZE = frozenset({quantize_per_tensor, quantize_per_token})
+QUANTIZE = frozenset(
+    {
+        quantize_per_tensor,
+        quantize_per_channel,
+        quantize_per_token,
+        quantize_region,
+        quantize_region_per_head,
+        quantize_log,
+        quantize_log_per_head,
+    }
+)
 DEQUANTIZE = frozenset(
     {
         dequantize_per_tensor,
         dequantize_per_channel,
         dequantize_per_channel_group,
         dequantize_per_token,
+        dequantize_region,
+        dequantize_region_per_head,
+        dequantize_log,
+        dequantize_log_per_head,
     }
 )

@@ -2,7 +2,8 @@
 
 Rounding is half to even (``torch.round``), and the integer zero point is added after rounding
 (papers, section 0); the division is a multiplication by the reciprocal, as in
-``quantized_decomposed``, so that codes made here equal those made inside a graph.
+``quantized_decomposed``, so that codes made here equal those made inside a graph. What is not
+uniform is in :mod:`fxquant.quant.quantizer`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from fxquant.quant.qparams import QParams
 def _spread(parameter: Tensor, qparams: QParams, x: Tensor, axis: int) -> Tensor:
     """Shape ``parameter`` so that it broadcasts against ``x`` for the scheme's granularity."""
     granularity = qparams.scheme.granularity
-    if granularity == "channel":
+    if granularity in {"channel", "head"}:
         shape = [1] * x.dim()
-        shape[axis] = -1
+        shape[1 if granularity == "head" else axis] = -1
         return parameter.reshape(shape)
     if granularity == "group":
         size = qparams.scheme.group_size

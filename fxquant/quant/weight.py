@@ -21,11 +21,17 @@ def weight_qparams(weight: Tensor, scheme: Scheme, *, where: str = "") -> QParam
     [0.5, 1] with the least squared error. Other range rules are for activations.
     """
     low, high = _ends(weight, scheme, where)
+    if scheme.kind != "uniform":
+        raise SchemeError(
+            f"a {scheme.kind} quantizer is for activations, not for weights",
+            where=where,
+            fix="give weights a scheme such as s8/channel/minmax",
+        )
     if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise CalibrationError(
             "the weight holds NaN or infinity", where=where, fix="check the checkpoint"
         )
-    if scheme.rule == "minmax":
+    if scheme.rule == "minmax" and scheme.granularity != "head":
         return qparams_from_range(scheme, low, high, where=where)
     if scheme.rule == "mse" and scheme.granularity in {"channel", "tensor"}:
         return _least_error(weight, scheme, low, high, where)

@@ -9,6 +9,7 @@ from fxquant.pipeline.plan import Decision, Plan
 from fxquant.report.model import Row
 
 SIMULATED = "float32, int8 simulated"
+_WEIGHTED = ("input", "weight")
 
 
 def _float_kernel(decision: Decision | None) -> tuple[str, str]:
@@ -25,9 +26,10 @@ def build_rows(
 
 
 def _row(layer: Layer, plan: Plan, sqnr: float | None) -> Row:
-    x = plan.get(layer.name, "input") or plan.get(layer.name, "lhs")
-    weight = plan.get(layer.name, "weight")
-    quantized = layer.kind in {"linear", "conv"} and plan.layer_is_quantized(layer.name)
+    """Of a matmul, the left operand stands under input and the right one under weight."""
+    product = layer.kind == "matmul"
+    x, weight = (plan.get(layer.name, s) for s in (("lhs", "rhs") if product else _WEIGHTED))
+    quantized = any(end is not None and end.scheme is not None for end in (x, weight))
     bits = weight.scheme.bits if quantized and weight and weight.scheme else 32
     kernel, reason = _float_kernel(x)
     if quantized and x is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import fxquant
-from fxquant import Fact, Pipeline, State
+from fxquant import Fact, Pipeline, Plan, State
 from fxquant.graph.shapes import shape_of
 from fxquant.pipeline.target import Target
 from fxquant.quant.calibration import Calibration
@@ -25,12 +25,14 @@ def start(model: nn.Module, data: Tensor, **changes: Any) -> State:
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     names = tuple(str(node.target) for node in inputs)
     calibration = Calibration(data, names, tuple(shape_of(node)[1:] for node in inputs))
+    here = target(**changes)
     return State(
         {
             Fact.GRAPH: graph,
             Fact.FLOAT_GRAPH: graph,
             Fact.CALIBRATION: calibration,
-            Fact.TARGET: target(**changes),
+            Fact.TARGET: here,
+            Fact.PLAN: Plan({}, here),
         }
     )
 

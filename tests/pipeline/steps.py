@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from fxquant.capture import capture
 from fxquant.graph.tensors import call, copy_graph
 from fxquant.pipeline.base import Pass
+from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, Note, State
 from fxquant.pipeline.target import Target
 from fxquant.quant.calibration import Calibration
@@ -58,6 +59,7 @@ def state(**facts: Any) -> State:
         Fact.FLOAT_GRAPH: float_graph,
         Fact.CALIBRATION: Calibration(data(), ("x",), ((4, 8),)),
         Fact.TARGET: TARGET,
+        Fact.PLAN: Plan({}, TARGET),
     }
     return State(known | {Fact(name): value for name, value in facts.items()})
 
@@ -81,6 +83,8 @@ class Options(Pass):
     maybe: float | None = None
     many: tuple[Inner, ...] = ()
     words: tuple[str, ...] = field(default_factory=tuple)
+    pair: tuple[float, str] = (1.0, "b")
+    nested: tuple[tuple[int, ...], ...] = ()
 
     name: ClassVar[str] = "options"
 
@@ -101,30 +105,30 @@ class Required(Pass):
 
 
 @dataclass(frozen=True)
-class MakesPlan(Pass):
-    """Gives the plan, whatever it is told to."""
+class MakesRanges(Pass):
+    """Gives statistics, whatever it is told to."""
 
-    value: str = "a plan"
+    value: str = "a range"
 
-    name: ClassVar[str] = "makes_plan"
+    name: ClassVar[str] = "makes_ranges"
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.TARGET})
-    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
+    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
 
     def run(self, state: State) -> State:
         note = Note(self.name, "", self.value)
-        return state.having(Fact.PLAN, self.value).noting([note])
+        return state.having(Fact.STATISTICS, self.value).noting([note])
 
 
 @dataclass(frozen=True)
-class ReadsPlan(Pass):
-    """Needs the plan and gives layers."""
+class ReadsRanges(Pass):
+    """Needs statistics and gives layers."""
 
-    name: ClassVar[str] = "reads_plan"
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
+    name: ClassVar[str] = "reads_ranges"
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.LAYERS})
 
     def run(self, state: State) -> State:
-        return state.having(Fact.LAYERS, (str(state.plan),))
+        return state.having(Fact.LAYERS, (str(state.statistics),))
 
 
 @dataclass(frozen=True)

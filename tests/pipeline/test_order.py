@@ -9,13 +9,22 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fxquant.errors import PipelineError, VerificationError
+from fxquant.errors import PipelineError, PlanError, VerificationError
 from fxquant.passes import Annotate, Apply, Assign, Calibrate, Measure, SpareOutliers
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.observers import GraphDiffs, GraphDumps, Timing
 from fxquant.pipeline.pipeline import Pipeline
 from fxquant.pipeline.state import AT_START, Fact, Note, State
-from tests.pipeline.steps import MakesPlan, Negates, Options, ReadsPlan, aten, data, graph, state
+from tests.pipeline.steps import (
+    MakesRanges,
+    Negates,
+    Options,
+    ReadsRanges,
+    aten,
+    data,
+    graph,
+    state,
+)
 
 W8A8 = (Annotate(), Assign(), Calibrate(), SpareOutliers(), Apply(), Measure())
 
@@ -30,19 +39,24 @@ def test_the_usual_order_builds_and_runs() -> None:
     assert set(result.measurements) >= {"fc1", "fc2", "head", "(output)"}
 
 
-@pytest.mark.parametrize("missing", ["annotate", "assign", "calibrate", "apply"])
+@pytest.mark.parametrize("missing", ["annotate", "calibrate", "apply"])
 def test_leaving_out_what_a_later_pass_needs_is_found_when_built(missing: str) -> None:
     with pytest.raises(PipelineError, match="before anything gives it"):
         Pipeline(W8A8).without(missing)
 
 
+def test_nothing_is_applied_before_anything_is_assigned() -> None:
+    with pytest.raises(PlanError, match="no site fc1:weight"):
+        Pipeline(W8A8).without("assign").run(state())
+
+
 def test_a_wrong_order_names_pass_fact_and_remedy() -> None:
     with pytest.raises(PipelineError) as caught:
-        Pipeline((ReadsPlan(), MakesPlan()))
-    assert caught.value.what == "pass 'reads_plan' needs plan before anything gives it"
-    assert caught.value.fix == "move it after 'makes_plan'"
+        Pipeline((ReadsRanges(), MakesRanges()))
+    assert caught.value.what == "pass 'reads_ranges' needs statistics before anything gives it"
+    assert caught.value.fix == "move it after 'makes_ranges'"
     with pytest.raises(PipelineError) as caught:
-        Pipeline((ReadsPlan(),))
+        Pipeline((ReadsRanges(),))
     assert caught.value.fix == "add a pass that gives it"
 
 
@@ -68,30 +82,38 @@ def test_a_pass_without_a_name_is_refused() -> None:
 
 
 def test_pipelines_change_by_name_into_new_ones() -> None:
-    pipeline = Pipeline((MakesPlan(), ReadsPlan()))
+    pipeline = Pipeline((MakesRanges(), ReadsRanges()))
     extra = Options(count=7)
-    assert names(pipeline.before("reads_plan", extra, extra)) == [
-        "makes_plan",
+    assert names(pipeline.before("reads_ranges", extra, extra)) == [
+        "makes_ranges",
         "options",
         "options",
-        "reads_plan",
+        "reads_ranges",
     ]
-    assert names(pipeline.after("reads_plan", extra)) == ["makes_plan", "reads_plan", "options"]
-    assert names(pipeline.before("makes_plan", extra)) == ["options", "makes_plan", "reads_plan"]
-    assert pipeline.replace("makes_plan", MakesPlan("b"))["makes_plan"] == MakesPlan("b")
-    assert names(pipeline.without("reads_plan")) == ["makes_plan"]
-    assert names(pipeline) == ["makes_plan", "reads_plan"]
-    assert pipeline.position("reads_plan") == 1
+    assert names(pipeline.after("reads_ranges", extra)) == [
+        "makes_ranges",
+        "reads_ranges",
+        "options",
+    ]
+    assert names(pipeline.before("makes_ranges", extra)) == [
+        "options",
+        "makes_ranges",
+        "reads_ranges",
+    ]
+    assert pipeline.replace("makes_ranges", MakesRanges("b"))["makes_ranges"] == MakesRanges("b")
+    assert names(pipeline.without("reads_ranges")) == ["makes_ranges"]
+    assert names(pipeline) == ["makes_ranges", "reads_ranges"]
+    assert pipeline.position("reads_ranges") == 1
 
 
 def test_a_change_is_checked_like_a_new_pipeline() -> None:
-    pipeline = Pipeline((MakesPlan(), ReadsPlan()))
+    pipeline = Pipeline((MakesRanges(), ReadsRanges()))
     for change in (
-        lambda: pipeline.without("makes_plan"),
-        lambda: pipeline.replace("makes_plan", Options()),
-        lambda: pipeline.before("makes_plan", ReadsPlan()),
+        lambda: pipeline.without("makes_ranges"),
+        lambda: pipeline.replace("makes_ranges", Options()),
+        lambda: pipeline.before("makes_ranges", ReadsRanges()),
     ):
-        with pytest.raises(PipelineError, match="'reads_plan' needs plan"):
+        with pytest.raises(PipelineError, match="'reads_ranges' needs statistics"):
             change()
 
 
@@ -107,10 +129,10 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_facts_and_notes_flow_through() -> None:
-    result = Pipeline((MakesPlan("x"), MakesPlan("y"), ReadsPlan())).run(state())
+    result = Pipeline((MakesRanges("x"), MakesRanges("y"), ReadsRanges())).run(state())
     assert result.layers == ("y",)  # type: ignore[comparison-overlap]
     assert [note.text for note in result.log] == ["x", "y"]
-    assert set(result.facts) == AT_START | {Fact.PLAN, Fact.LAYERS}
+    assert set(result.facts) == AT_START | {Fact.STATISTICS, Fact.LAYERS}
     assert result.viewer == ""
 
 
@@ -123,7 +145,7 @@ def run_one(run: Any, **declared: frozenset[Fact]) -> State:
         **declared,
     }
     step = dataclass(frozen=True)(type("Mine", (Pass,), fields))()
-    return Pipeline((MakesPlan(), step)).run(state())
+    return Pipeline((MakesRanges(), step)).run(state())
 
 
 def test_reading_an_undeclared_fact_names_fact_and_pass() -> None:
@@ -133,9 +155,9 @@ def test_reading_an_undeclared_fact_names_fact_and_pass() -> None:
 
 
 def test_writing_an_undeclared_fact_names_fact_and_pass() -> None:
-    for fact in (Fact.LAYERS, Fact.GRAPH, Fact.PLAN):
+    for fact in (Fact.LAYERS, Fact.GRAPH, Fact.PLAN, Fact.STATISTICS):
         with pytest.raises(PipelineError, match=f"'mine' set {fact.value} without") as caught:
-            run_one(lambda s, f=fact: s.having(f, "new"), needs=frozenset({Fact.PLAN}))
+            run_one(lambda s, f=fact: s.having(f, "new"), needs=frozenset({Fact.STATISTICS}))
         assert "pass mine" in str(caught.value)
 
 
@@ -156,14 +178,14 @@ def test_a_pass_without_run_says_so() -> None:
 
 
 def test_an_invalidated_fact_is_gone_even_if_the_pass_read_it() -> None:
-    plan = frozenset({Fact.PLAN})
-    result = run_one(lambda s: s, needs=plan, invalidates=plan)
-    assert Fact.PLAN not in result.facts
+    ranges = frozenset({Fact.STATISTICS})
+    result = run_one(lambda s: s, needs=ranges, invalidates=ranges)
+    assert Fact.STATISTICS not in result.facts
 
 
 def test_a_fact_that_was_promised_and_not_given_is_named() -> None:
-    with pytest.raises(PipelineError, match="'mine' did not set statistics"):
-        run_one(lambda s: s, gives=frozenset({Fact.STATISTICS}))
+    with pytest.raises(PipelineError, match="'mine' did not set quantized"):
+        run_one(lambda s: s, gives=frozenset({Fact.QUANTIZED}))
 
 
 def test_verification_catches_an_illegal_graph_and_names_the_pass() -> None:

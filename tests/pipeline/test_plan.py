@@ -33,20 +33,36 @@ TARGETS = st.builds(
     bfloat16=st.booleans(),
     roles=st.lists(st.text(), max_size=3).map(tuple),
     smallest_features=st.integers(1, 1024),
+    kinds=st.lists(st.text(), max_size=3).map(tuple),
+    matmul=st.booleans(),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+CHOICES = st.dictionaries(
+    st.builds("{}@{}".format, st.text(max_size=5), LAYERS),
+    st.dictionaries(st.text(max_size=5), JSON, max_size=3),
+    max_size=3,
 )
 PLANS = st.builds(
     Plan,
     decisions=st.dictionaries(SITES, DECISIONS, max_size=5),
     target=TARGETS,
     recipe=st.text(),
+    choices=CHOICES,
+    pipeline=st.text(),
 )
 
 
 def sound() -> dict[str, Any]:
     return {
-        "fxquant_plan": 1,
+        "fxquant_plan": 2,
         "recipe": "w8a8",
         "target": TARGET.to_json(),
+        "pipeline": "annotate",
+        "choices": {"smooth@norm1": {"alpha": 0.5, "reason": "searched"}},
         "decisions": {
             "head:input": {"scheme": "a8/tensor/minmax", "reason": "why"},
             "head:weight": {"compute": "float32", "reason": "why not"},
@@ -64,6 +80,13 @@ def test_plans_survive_json(plan: Plan) -> None:
 @given(TARGETS)
 def test_targets_survive_json(target: Target) -> None:
     assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
+
+
+def test_a_target_that_names_no_kinds_takes_all() -> None:
+    assert TARGET.takes("adalog")
+    some = Target(backend="x86", machine="any", kinds=("uniform",))
+    assert some.takes("uniform")
+    assert not some.takes("region")
 
 
 def test_plans_survive_a_file(tmp_path: Path) -> None:
@@ -98,19 +121,26 @@ MALFORMED: list[tuple[Any, str]] = [
     ("plan", "not a fxquant plan"),
     ({}, "not a fxquant plan"),
     (changed("fxquant_plan", drop=True), "not a fxquant plan"),
-    (changed("fxquant_plan", to=2), "plan version 2"),
-    (changed("fxquant_plan", to="1"), "plan version '1'"),
+    (changed("fxquant_plan", to=1), "plan version 1"),
+    (changed("fxquant_plan", to="2"), "plan version '2'"),
     (changed("fxquant_plan", to=True), "plan version True"),
     (changed("fxquant_plan", to=None), "plan version None"),
     (changed("recipe", drop=True), "keys are wrong"),
     (changed("target", drop=True), "keys are wrong"),
     (changed("decisions", drop=True), "keys are wrong"),
     (changed("more", to=1), "keys are wrong"),
-    (changed("decisions", to=[]), "keys are wrong"),
-    (changed("decisions", to=None), "keys are wrong"),
-    (changed("recipe", to=3), "recipe"),
-    (changed("recipe", to=None), "recipe"),
-    (changed("target", to=None), "target is not sound"),
+    (changed("choices", drop=True), "keys are wrong"),
+    (changed("pipeline", drop=True), "keys are wrong"),
+    (changed("decisions", to=[]), "decisions is no dict"),
+    (changed("decisions", to=None), "decisions is no dict"),
+    (changed("recipe", to=3), "recipe is no str"),
+    (changed("recipe", to=None), "recipe is no str"),
+    (changed("pipeline", to=["annotate"]), "pipeline is no str"),
+    (changed("choices", to=[]), "choices is no dict"),
+    (changed("choices", "smooth", to={}), "a choice is pass@place"),
+    (changed("choices", "smooth@norm1", to=0.5), "a choice is pass@place"),
+    (changed("choices", "smooth@norm1", to=None), "a choice is pass@place"),
+    (changed("target", to=None), "target is no dict"),
     (changed("target", to={}), "target is not sound"),
     (changed("target", "backend", drop=True), "target is not sound"),
     (changed("target", "more", to=1), "target is not sound"),
@@ -122,6 +152,10 @@ MALFORMED: list[tuple[Any, str]] = [
     (changed("target", "roles", to="fc1"), "target.roles"),
     (changed("target", "roles", to=[1]), "target.roles"),
     (changed("target", "smallest_features", to=None), "target.smallest_features"),
+    (changed("target", "kinds", to="uniform"), "target.kinds"),
+    (changed("target", "kinds", to=[None]), "target.kinds"),
+    (changed("target", "kinds", drop=True), "target is not sound"),
+    (changed("target", "matmul", to=1), "target.matmul"),
     (changed("decisions", "head", to={"compute": "float32"}), "not a site: 'head'"),
     (changed("decisions", "head:bias", to={"compute": "float32"}), "unknown slot 'bias'"),
     (changed("decisions", "", to={"compute": "float32"}), "not a site"),
@@ -213,6 +247,20 @@ def test_plans_answer_by_site_and_change_into_copies() -> None:
         with pytest.raises(PlanError, match="no site hed:input") as caught:
             ask()
         assert "head:input" in caught.value.fix
+
+
+def test_choices_are_looked_up_by_pass_and_place_and_change_into_copies() -> None:
+    plan = Plan.from_json(sound())
+    chosen = plan.choice("smooth", "norm1")
+    assert chosen == {"alpha": 0.5, "reason": "searched"}
+    assert plan.choice("smooth", "norm2") is None
+    assert plan.choice("noise", "norm1") is None
+    other = plan.with_choice("smooth", "norm1", {"declined": True, "reason": "why"})
+    assert other.choice("smooth", "norm1") == {"declined": True, "reason": "why"}
+    assert plan.choice("smooth", "norm1") == chosen
+    assert other.decisions == plan.decisions
+    with pytest.raises(TypeError):
+        plan.choices["smooth@norm1"]["alpha"] = 1.0  # type: ignore[index]
 
 
 def test_a_plan_made_before_gives_the_same_bits(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from fxquant.pipeline.pipeline import Pipeline, make_pass
 from fxquant.pipeline.plan import Decision, Plan
 from fxquant.quant.scheme import Scheme
 from fxquant.recipe import recipe, recipe_names
-from tests.pipeline.steps import TARGET, Inner, MakesPlan, Options, ReadsPlan, Required
+from tests.pipeline.steps import TARGET, Inner, MakesRanges, Options, ReadsRanges, Required
 
-KNOWN = {kind.name: kind for kind in (Options, Required, MakesPlan, ReadsPlan)}
+KNOWN = {kind.name: kind for kind in (Options, Required, MakesRanges, ReadsRanges)}
 SCHEMES = st.sampled_from(["s8/channel/minmax", "a8/tensor/percentile@99.99", "a8/token/dynamic"])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 OPTIONS = st.builds(
@@ -33,6 +33,8 @@ OPTIONS = st.builds(
     maybe=st.none() | FLOATS,
     many=st.lists(st.builds(Inner, text=st.text(), number=st.integers()), max_size=3).map(tuple),
     words=st.lists(st.text(), max_size=3).map(tuple),
+    pair=st.tuples(FLOATS, st.text()),
+    nested=st.lists(st.lists(st.integers(), max_size=3).map(tuple), max_size=3).map(tuple),
 )
 
 
@@ -87,7 +89,7 @@ def test_space_and_a_trailing_semicolon_do_not_matter(text: str) -> None:
     ("text", "message", "fix"),
     [
         ("option", "unknown pass 'option'", "did you mean 'options'?"),
-        ("zzz", "unknown pass 'zzz'", "passes: makes_plan, options, reads_plan, required"),
+        ("zzz", "unknown pass 'zzz'", "passes: makes_ranges, options, reads_ranges, required"),
         ("options;;options", "unknown pass ''", "passes:"),
         (";options", "unknown pass ''", "passes:"),
         ("options options", "unknown pass 'options options'", ""),
@@ -98,7 +100,7 @@ def test_space_and_a_trailing_semicolon_do_not_matter(text: str) -> None:
         ('options{"count": 1} options', "expected ';'", ""),
         ('options{"count": 1}{"count": 2}', "expected ';'", ""),
         ('{"count": 1}', "unknown pass ''", ""),
-        ("reads_plan", "needs plan", "add a pass that gives it"),
+        ("reads_ranges", "needs statistics", "add a pass that gives it"),
         ("required", "an option is missing", ""),
     ],
 )
@@ -133,6 +135,11 @@ def test_wrong_text_says_what_is_wrong(text: str, message: str, fix: str) -> Non
         ({"many": [{"txt": "a"}]}, "unknown option 'txt'"),
         ({"words": [1]}, "1 is not of type str"),
         ({"words": "abc"}, "is not of type"),
+        ({"pair": [1.0]}, "holds 1, not 2"),
+        ({"pair": [1.0, "a", "b"]}, "holds 3, not 2"),
+        ({"pair": ["a", "b"]}, "'a' is not of type float"),
+        ({"nested": [1]}, "is not of type"),
+        ({"nested": [["a"]]}, "'a' is not of type int"),
         ({3: 1}, "unknown option 3"),
         ([], "options must be a mapping"),
         ("count", "options must be a mapping"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,36 +13,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxquant.errors import SchemeError
-from fxquant.quant.scheme import ALLOWED_BITS, RANGE_RULES, Scheme
+from fxquant.quant.scheme import ALLOWED_BITS, KINDS, RANGE_RULES, Scheme
 
-GRANULARITIES = (("tensor", 0), ("channel", 0), ("token", 0), ("group", 1), ("group", 128))
+GRANULARITIES = (
+    ("tensor", 0),
+    ("channel", 0),
+    ("token", 0),
+    ("head", 0),
+    ("group", 1),
+    ("group", 128),
+)
 
 
 def every_scheme() -> list[Scheme]:
     made = []
-    for bits, symmetric, (granularity, size), rule in product(
-        ALLOWED_BITS, (False, True), GRANULARITIES, RANGE_RULES
+    for kind, bits, symmetric, (granularity, size), rule in product(
+        KINDS, ALLOWED_BITS, (False, True), GRANULARITIES, RANGE_RULES
     ):
-        parameters = (99.99, 100.0, 50.5) if rule == "percentile" else (None,)
-        if (rule == "dynamic") != (granularity == "token"):
-            continue
-        for parameter in parameters:
-            made.append(
-                Scheme(
-                    bits=bits,
-                    symmetric=symmetric,
-                    granularity=granularity,  # type: ignore[arg-type]
-                    group_size=size,
-                    rule=rule,  # type: ignore[arg-type]
-                    parameter=parameter,
+        for parameter in (99.99, 100.0, 50.5) if rule == "percentile" else (None,):
+            with suppress(SchemeError):
+                made.append(
+                    Scheme(
+                        kind=kind,  # type: ignore[arg-type]
+                        bits=bits,
+                        symmetric=symmetric,
+                        granularity=granularity,  # type: ignore[arg-type]
+                        group_size=size,
+                        rule=rule,  # type: ignore[arg-type]
+                        parameter=parameter,
+                    )
                 )
-            )
     return made
 
 
 def test_every_scheme_reads_back_from_its_text() -> None:
     schemes = every_scheme()
-    assert len(schemes) == 8 * 2 * (4 * (4 + 3) + 1)
+    uniform = 8 * 2 * (5 * (4 + 3) + 2 * 2 + 1) + 1  # rules by granularity, dynamic; and pixels
+    assert len(schemes) == uniform + 4 * 7 * 2 * 4
     assert [Scheme.parse(scheme.text()) for scheme in schemes] == schemes
     assert len({scheme.text() for scheme in schemes}) == len(schemes)
 
@@ -63,6 +71,14 @@ def test_every_percentile_reads_back_from_its_text(percentile: float) -> None:
         ),
         ("a8/token/dynamic", Scheme(granularity="token", rule="dynamic")),
         (" a16/tensor/histogram\n", Scheme(bits=16, rule="histogram")),
+        ("region_6/tensor/mse", Scheme(bits=6, kind="region", rule="mse")),
+        ("log2_4/tensor/minmax", Scheme(bits=4, kind="log2")),
+        (
+            "log_sqrt2_4/head/mse",
+            Scheme(bits=4, kind="log_sqrt2", granularity="head", rule="mse"),
+        ),
+        ("adalog_4/tensor/output", Scheme(bits=4, kind="adalog", rule="output")),
+        ("a8/head/fisher", Scheme(granularity="head", rule="fisher")),
     ],
 )
 def test_the_documented_texts_mean_what_they_say(text: str, scheme: Scheme) -> None:
@@ -113,6 +129,15 @@ def test_codes_have_the_range_and_type_of_their_bits(
         ({"rule": "percentile", "parameter": 100.1}, "percentile needs a parameter"),
         ({"rule": "percentile", "parameter": float("nan")}, "percentile needs a parameter"),
         ({"parameter": 99.0}, "takes no parameter"),
+        ({"kind": "log3"}, "unknown kind 'log3'"),
+        ({"kind": "region", "symmetric": True}, "neither symmetric nor affine"),
+        ({"kind": "log2", "bits": 16}, "at most 8 bits"),
+        ({"kind": "adalog", "granularity": "channel"}, "per tensor or per head"),
+        ({"kind": "region", "granularity": "token", "rule": "dynamic"}, "per tensor or per head"),
+        ({"kind": "region", "rule": "moving_average"}, "minmax, mse, output or fisher"),
+        ({"kind": "log2", "rule": "percentile", "parameter": 99.0}, "minmax, mse, output"),
+        ({"granularity": "channel", "rule": "output"}, "per tensor or per head"),
+        ({"granularity": "group", "group_size": 4, "rule": "fisher"}, "per tensor or per head"),
     ],
 )
 def test_an_impossible_scheme_is_refused_with_the_reason(
@@ -132,6 +157,14 @@ def test_an_impossible_scheme_is_refused_with_the_reason(
         "8/tensor/minmax",
         "u8/tensor/minmax",
         "s8/tensor",
+        "region6/tensor/mse",
+        "region_/tensor/mse",
+        "sregion_6/tensor/mse",
+        "uniform_8/tensor/minmax",
+        "log_2_4/tensor/mse",
+        "log2/tensor/mse",
+        "region_16/tensor/mse",
+        "region_6/head4/mse",
         "s8/tensor/minmax/x",
         "s8/group/minmax",
         "s8/group0/minmax",
@@ -162,7 +195,13 @@ def test_a_text_that_is_no_scheme_is_refused(text: Any) -> None:
     assert "fix:" in str(caught.value)
 
 
-@given(st.text(max_size=30) | st.from_regex(r"[as][0-9]+/[a-z0-9]+/[a-z_]+(@[0-9.]+)?"))
+@given(
+    st.text(max_size=30)
+    | st.from_regex(r"[as][0-9]+/[a-z0-9]+/[a-z_]+(@[0-9.]+)?")
+    | st.from_regex(
+        r"(region|log2|log_sqrt2|adalog)_[0-9]/(tensor|head|group[0-9])/(mse|output|[a-z_]+)"
+    )
+)
 def test_no_text_raises_anything_but_a_scheme_error(text: str) -> None:
     try:
         scheme = Scheme.parse(text)
@@ -175,3 +214,9 @@ def test_no_text_raises_anything_but_a_scheme_error(text: str) -> None:
 def test_leading_zeros_are_refused_so_that_a_scheme_has_one_text(text: str) -> None:
     with pytest.raises(SchemeError):
         Scheme.parse(text)
+
+
+def test_non_uniform_kinds_and_rules_of_the_consumer_are_searched() -> None:
+    searched = {scheme.text() for scheme in every_scheme() if scheme.searched}
+    assert {"region_6/tensor/minmax", "adalog_4/head/mse", "a8/tensor/output"} <= searched
+    assert not {"a8/tensor/mse", "s8/head/minmax", "a8/token/dynamic"} & searched

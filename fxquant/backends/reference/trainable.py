@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.backends.quantized import QuantizedModule, quantized_module
 from fxquant.errors import FrozenModelError, InputError
+from fxquant.graph.flow import origin
 from fxquant.graph.tensors import (
     add_buffer,
     attribute_name,
@@ -21,9 +22,26 @@ from fxquant.graph.tensors import (
     read_buffer,
     tensor_at,
 )
-from fxquant.quant import fake, ops
+from fxquant.quant import fake, logarithm, ops, region
 
-_FAKES = (fake.fake_quantize, fake.fake_quantize_rows, fake.fake_quantize_per_token)
+_WEIGHT_FAKES = (fake.fake_quantize, fake.fake_quantize_rows)
+# Dequantizers of activations whose arguments, but for the codes, are those of the fake quantizer.
+_FAKE_OF = {
+    ops.dequantize_region: region.fake_quantize_region,
+    ops.dequantize_region_per_head: region.fake_quantize_region_per_head,
+    ops.dequantize_log: logarithm.fake_quantize_log,
+    ops.dequantize_log_per_head: logarithm.fake_quantize_log_per_head,
+}
+_QUANTIZE_OF = {
+    region.fake_quantize_region: ops.quantize_region,
+    region.fake_quantize_region_per_head: ops.quantize_region_per_head,
+    logarithm.fake_quantize_log: ops.quantize_log,
+    logarithm.fake_quantize_log_per_head: ops.quantize_log_per_head,
+}
+_DEQUANTIZE_OF = {made: dequantize for dequantize, made in _FAKE_OF.items()}
+_FAKES = frozenset(
+    {*_WEIGHT_FAKES, *_QUANTIZE_OF, fake.fake_quantize_heads, fake.fake_quantize_per_token}
+)
 
 
 def trainable(quantized: QuantizedModule) -> GraphModule:
@@ -42,7 +60,7 @@ def trainable(quantized: QuantizedModule) -> GraphModule:
     module = GraphModule(quantized, graph, class_name="TrainableModule")
     masters: dict[object, str] = {}  # stored codes to their one master, however many layers read it
     for node in list(graph.nodes):
-        if node.target not in ops.DEQUANTIZE:
+        if node.target not in ops.DEQUANTIZE or _is_raw(node):
             continue
         with graph.inserting_before(node):
             stored = _is_stored(node)
@@ -77,6 +95,11 @@ def freeze(module: GraphModule) -> QuantizedModule:
     return quantized_module(source, info["plan"], info["report"], **extra)
 
 
+def _is_raw(node: Node) -> bool:
+    """Whether a node reads raw pixels: codes that nothing in the graph quantized."""
+    return isinstance(node.args[0], Node) and origin(node.args[0]).op == "placeholder"
+
+
 def _is_stored(node: Node) -> bool:
     held = node.args[0]
     return isinstance(held, Node) and held.op == "get_attr"
@@ -89,6 +112,12 @@ def _activation(module: GraphModule, node: Node) -> Node:
         triple: Any = quantize.args[0]
         x, low, high, _ = triple.args
         return call(module, fake.fake_quantize_per_token, (x, low, high), like=node)
+    if node.target in _FAKE_OF:
+        arguments = (quantize.args[0], *node.args[1:])
+        return call(module, _FAKE_OF[node.target], arguments, like=node)
+    if node.target is ops.dequantize_per_channel:  # axis 1, the heads of a matmul's operand
+        x, scale, zero_point, _, *ends = quantize.args[:6]
+        return call(module, fake.fake_quantize_heads, (x, scale, zero_point, *ends), like=node)
     return call(module, fake.fake_quantize, quantize.args[:5], like=node)
 
 
@@ -119,7 +148,7 @@ def _parameters(module: GraphModule) -> None:
     scales = {
         str(node.args[1].target)
         for node in module.graph.nodes
-        if node.target is fake.fake_quantize_rows
+        if node.target in _FAKES and len(node.args) > 1 and isinstance(node.args[1], Node)
     }
     for path, value in list(module.named_buffers()):
         if path in scales or not value.is_floating_point():
@@ -136,6 +165,16 @@ def _restore_activation(module: GraphModule, node: Node) -> Node:
         triple = call(module, ops.quantize_per_token, (x, low, high, _dtype(node)), like=node)
         parts = tuple(call(module, operator.getitem, (triple, i), like=node) for i in range(3))
         return call(module, ops.dequantize_per_token, parts, like=node)
+    if node.target in _QUANTIZE_OF:
+        quantize, dequantize = _QUANTIZE_OF[node.target], _DEQUANTIZE_OF[node.target]
+        count = len(quantize._schema.arguments)  # AdaLog's fraction levels only decode
+        codes = call(module, quantize, node.args[:count], like=node)
+        return call(module, dequantize, (codes, *node.args[1:]), like=node)
+    if node.target is fake.fake_quantize_heads:
+        x, scale, zero_point, low, high = node.args
+        heads = (scale, zero_point, 1, low, high, _dtype(node))
+        codes = call(module, ops.quantize_per_channel, (x, *heads), like=node)
+        return call(module, ops.dequantize_per_channel, (codes, *heads), like=node)
     parameters = (*node.args[1:], _dtype(node))
     codes = call(module, ops.quantize_per_tensor, (node.args[0], *parameters), like=node)
     return call(module, ops.dequantize_per_tensor, (codes, *parameters), like=node)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from fxquant.backends.quantized import QuantizedModule
 from fxquant.backends.x86 import ops as kernels
+from fxquant.backends.x86.canonical import canonical
 from fxquant.backends.x86.module import LoweredModule
 from fxquant.graph.tensors import tensor_at
 
@@ -49,9 +49,14 @@ class RegionDifference:
 def region_differences(
     lowered: LoweredModule, leaves: tuple[Tensor, ...]
 ) -> list[RegionDifference]:
-    """One entry per int8 region, for flat float inputs ``leaves`` (a few images)."""
+    """One entry per int8 region, for flat inputs ``leaves`` (a few images).
+
+    The reference is taken in canonical form, where codes are those of the kernels: its values are
+    the same bits, and its nodes bear the names that lowered ones remember.
+    """
     graph_module = lowered.graph_module
-    values = _Recorder(lowered.reference, _boundary_names(lowered.reference))(leaves)
+    reference, _ = canonical(lowered.reference)
+    values = _Recorder(reference, _boundary_names(reference))(leaves)
     found = []
     for node in graph_module.graph.nodes:
         if "replaces" not in node.meta:
@@ -64,7 +69,7 @@ def region_differences(
     return found
 
 
-def _boundary_names(reference: QuantizedModule) -> set[str]:
+def _boundary_names(reference: GraphModule) -> set[str]:
     return {n.name for n in reference.graph.nodes if n.op in {"placeholder", "call_function"}}
 
 

@@ -9,13 +9,14 @@ from torch.fx import GraphModule
 
 from fxquant.backends.quantized import QuantizedModule
 from fxquant.backends.x86 import ops as kernels
+from fxquant.backends.x86.canonical import canonical
 from fxquant.backends.x86.patches import PatchConvolution
 from fxquant.backends.x86.per_token import PerToken
 from fxquant.backends.x86.rules import Activated, Added, Bfloat16, Plain, Requantized
 from fxquant.backends.x86.weights import Packer
 from fxquant.graph.normal_form import verify
 from fxquant.graph.rule import RuleSet
-from fxquant.graph.tensors import copy_graph, prune
+from fxquant.graph.tensors import prune
 
 _OUTPUT = {torch.uint8: "u8", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -31,18 +32,21 @@ class Lowered:
 
 
 def lower_graph(quantized: QuantizedModule) -> Lowered:
-    """Apply the rules, the widest regions first; packed weights are non-persistent buffers."""
-    graph_module = GraphModule(quantized, copy_graph(quantized.graph), class_name="Lowered")
+    """Bring codes into canonical form, then apply the rules, the widest regions first.
+
+    Packed weights are non-persistent buffers.
+    """
+    graph_module, log = canonical(quantized)
     packer = Packer(graph_module)
     sweeps = (
         RuleSet((Requantized(packer),)),
         RuleSet((Activated(packer), Bfloat16(packer), Added(packer))),
         RuleSet((Plain(packer), PerToken(packer), PatchConvolution(packer))),
     )
+    logs = [log, *(rules.apply(graph_module) for rules in sweeps)]
     declined: dict[str, list[str]] = {}
-    for rules in sweeps:
-        for entry in rules.apply(graph_module).declined:
-            declined.setdefault(entry.layer, []).append(entry.reason)
+    for entry in (entry for log in logs for entry in log.declined):
+        declined.setdefault(entry.layer, []).append(entry.reason)
     prune(graph_module)
     verify(graph_module, after="x86 lowering")
     kernel_of = {

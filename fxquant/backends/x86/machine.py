@@ -24,6 +24,8 @@ ROLES = (
     "talking_heads",
     "linear",
 )
+# Region codes where their regions can be aligned in u8; logarithmic codes have no kernel.
+KINDS = ("uniform", "region")
 # Below this many input or output features a kernel call costs more than the product.
 SMALLEST_FEATURES = 16
 
@@ -52,8 +54,14 @@ def has_bfloat16() -> bool:
     )
 
 
+def activation_bits() -> int:
+    """Widest activation codes that cannot saturate: 8 with VNNI, 7 without, since pairs of u8 x s8
+    products are then added in 16 bits."""
+    return 8 if has_vnni() else 7
+
+
 def target() -> Target:
-    """This machine: 8-bit activations with VNNI, 7-bit without (u8 x s8 pairs would saturate)."""
+    """This machine."""
     capability = torch.backends.cpu.get_cpu_capability()
     features = [capability] + [
         name for name, present in (("VNNI", has_vnni()), ("BF16", has_bfloat16())) if present
@@ -61,8 +69,10 @@ def target() -> Target:
     return Target(
         backend="x86",
         machine="x86-64 " + "+".join(features),
-        activation_bits=8 if has_vnni() else 7,
+        activation_bits=activation_bits(),
         bfloat16=has_bfloat16(),
         roles=ROLES,
         smallest_features=SMALLEST_FEATURES,
+        kinds=KINDS,
+        matmul=False,
     )

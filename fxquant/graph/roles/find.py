@@ -37,7 +37,8 @@ def find_roles(graph_module: GraphModule) -> dict[Node, str]:
     ``qkv, proj, fc1, fc2, token_fc1, token_fc2, token_mix, spatial_gate, patch_embed,
     patch_merging, head, talking_heads, linear, conv`` (weighted); ``attention, attention_qk,
     attention_av, matmul``; ``layer_norm, affine, softmax, gelu, gelu_tanh, gelu_quick, relu,
-    silu, ...``; ``residual_add``.
+    silu, ...``; ``residual_add``. A transform that puts something between a layer and what its role
+    was read off keeps the role in ``meta["role"]``.
     """
     graph = graph_module.graph
     roles: dict[Node, str] = {}
@@ -55,4 +56,5 @@ def find_roles(graph_module: GraphModule) -> dict[Node, str]:
             roles.setdefault(node, "matmul")
     for node in _residual_adds(graph) - sums_inside(activations):
         roles.setdefault(node, "residual_add")
+    roles |= {node: node.meta["role"] for node in graph.nodes if "role" in node.meta}
     return {node: roles[node] for node in graph.nodes if node in roles}

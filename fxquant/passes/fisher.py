@@ -1,0 +1,75 @@
+"""How much the loss hangs on each output of a layer: squared gradients on calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from fxquant.errors import CalibrationError
+from fxquant.passes.running import return_free_memory
+from fxquant.quant.calibration import Leaves
+
+IMAGES = 4  # in memory at once, with everything that backpropagation needs
+
+
+class _Kept(Interpreter):
+    """Runs a graph under autograd and keeps the values of some nodes."""
+
+    def __init__(self, graph_module: GraphModule, names: Collection[str]) -> None:
+        super().__init__(graph_module, garbage_collect_values=True)
+        self.extra_traceback = False
+        self.names = names
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr" and value.is_inference():
+            value = value.clone()  # what inference mode made cannot be kept for backpropagation
+        if n.name in self.names:
+            self.kept[n.name] = value
+        return value
+
+
+def values_and_importance(
+    graph_module: GraphModule, leaves: Leaves, sources: Mapping[str, str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input value and squared gradient at the output of each layer, by node name, ``[B, ...]``.
+
+    ``sources``: the node that makes a layer's input, by the layer's node. The papers (2a) weigh
+    errors by squared gradients of "the loss"; which, chosen here [I]: the cross entropy of the
+    model's first output, over its last axis, with its own argmax for labels. It is summed over
+    images, so they do not mix, and needs no labels.
+    """
+    names = set(sources) | set(sources.values())
+    runner = _Kept(graph_module, names)
+    with torch.enable_grad():
+        inputs = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        result = runner.run(*inputs, enable_io_processing=False)
+        logits = _logits(result)
+        loss = F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum")
+        outputs = [runner.kept[name] for name in sources]
+        gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
+    made = {}
+    for name, output, gradient in zip(sources, outputs, gradients, strict=True):
+        squared = torch.zeros_like(output) if gradient is None else gradient.square()
+        made[name] = runner.kept[sources[name]].detach(), squared.detach()
+    return_free_memory()
+    return made
+
+
+def _logits(result: Any) -> Tensor:
+    found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    floating = [leaf for leaf in found if leaf.is_floating_point() and leaf.dim() > 1]
+    if not floating:
+        raise CalibrationError(
+            "the model gives no scores to take a loss of",
+            why="range rule 'fisher' needs an output [batch, classes]",
+            fix="use the rule 'output' or 'mse'",
+        )
+    return floating[0].reshape(-1, floating[0].shape[-1])

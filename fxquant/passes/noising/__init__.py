@@ -1,0 +1,1 @@
+"""Noise in front of quantizers: where, how much, at what cost, and the rewrite."""
