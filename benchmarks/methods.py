@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import fxquant
-from fxquant.passes import BUILTIN
+from fxquant.passes import BUILTIN, Noise, RegionScales, Smooth
 from fxquant.pipeline.pipeline import Pipeline
 
 # The plain linear quantizers that the papers start from: symmetric, one clipping range per tensor
 # found by search, everything that the literature quantizes.
 LINEAR = (
-    "annotate; open_attention; "
+    'annotate; open_attention{{"simulate": "ask"}}; '
     'assign{{"weight": "s{bits}/channel/minmax", "activation": "s{bits}/tensor/mse", '
     '"matmul": "s{bits}/head/minmax", "simulate": "ask", "by_role": ['
     '{{"scheme": "s8/channel/minmax", "sites": "*:weight", "role": "patch_embed"}}, '
@@ -64,12 +64,15 @@ def claims(bits: int = 6) -> list[Method]:
     """Each paper's method alone over the plain linear quantizers."""
     plain = Pipeline.parse(LINEAR.format(bits=bits), BUILTIN)
     name = f"linear w{bits}a{bits}"
-    smooth = Pipeline.parse('smooth{"choose": "sqb"}', BUILTIN).passes
-    region = Pipeline((BUILTIN["region"](simulate="ask"),)).passes  # type: ignore[call-arg]
-    noise = Pipeline((BUILTIN["noise"](),)).passes
+    mean = Smooth(choose="sqb", center="mean")
+    midrange = Smooth(choose="sqb", center="midrange")
+    region = RegionScales(simulate="ask", objective="mse")
+    paper, searched = Noise(), Noise(noise="searched", objective="fisher")
     return [
         Method(name, plain),
-        Method(f"{name} + SQ-b", plain.before("assign", *smooth), base=name, off="smooth"),
-        Method(f"{name} + OPT-m", plain.before("apply", *region), base=name, off="region"),
-        Method(f"{name} + NoisyQuant", plain.after("apply", *noise), base=name, off="noise"),
+        Method(f"{name} + SQ-b, mean", plain.before("assign", mean), base=name, off="smooth"),
+        Method(f"{name} + SQ-b, midrange", plain.before("assign", midrange), base=name),
+        Method(f"{name} + OPT-m", plain.before("apply", region), base=name, off="region"),
+        Method(f"{name} + NoisyQuant", plain.after("apply", paper), base=name, off="noise"),
+        Method(f"{name} + NoisyQuant, searched", plain.after("apply", searched), base=name),
     ]

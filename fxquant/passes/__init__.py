@@ -4,6 +4,7 @@ from fxquant.passes.annotate import Annotate
 from fxquant.passes.apply import Apply
 from fxquant.passes.assign import Assign, Override
 from fxquant.passes.calibrate import Calibrate
+from fxquant.passes.correct_bias import CorrectBias
 from fxquant.passes.exact_input import ExactInput
 from fxquant.passes.measure import Measure
 from fxquant.passes.noise import Noise
@@ -11,6 +12,7 @@ from fxquant.passes.open_attention import OpenAttention
 from fxquant.passes.plan import SpareOutliers
 from fxquant.passes.raw_pixels import RawPixels
 from fxquant.passes.region import RegionScales
+from fxquant.passes.ridge import Ridge
 from fxquant.passes.smooth import Smooth
 from fxquant.passes.split import SplitOutliers
 from fxquant.passes.use_plan import UsePlan
@@ -29,6 +31,8 @@ BUILTIN: dict[str, type[Pass]] = {
         SpareOutliers,
         RegionScales,
         Apply,
+        Ridge,
+        CorrectBias,
         Noise,
         Measure,
         RawPixels,
@@ -41,6 +45,7 @@ __all__ = [
     "Apply",
     "Assign",
     "Calibrate",
+    "CorrectBias",
     "ExactInput",
     "Measure",
     "Noise",
@@ -48,6 +53,7 @@ __all__ = [
     "Override",
     "RawPixels",
     "RegionScales",
+    "Ridge",
     "Smooth",
     "SpareOutliers",
     "SplitOutliers",

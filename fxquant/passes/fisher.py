@@ -18,7 +18,7 @@ from fxquant.quant.calibration import Leaves
 IMAGES = 4  # in memory at once, with everything that backpropagation needs
 
 
-class _Kept(Interpreter):
+class Kept(Interpreter):
     """Runs a graph under autograd and keeps the values of some nodes."""
 
     def __init__(self, graph_module: GraphModule, names: Collection[str]) -> None:
@@ -28,6 +28,7 @@ class _Kept(Interpreter):
         self.kept: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
+        """One node, kept where it is wanted."""
         value = super().run_node(n)
         if n.op == "get_attr" and value.is_inference():
             value = value.clone()  # what inference mode made cannot be kept for backpropagation
@@ -47,11 +48,11 @@ def values_and_importance(
     images, so they do not mix, and needs no labels.
     """
     names = set(sources) | set(sources.values())
-    runner = _Kept(graph_module, names)
+    runner = Kept(graph_module, names)
     with torch.enable_grad():
         inputs = [leaf.detach().clone().requires_grad_() for leaf in leaves]
         result = runner.run(*inputs, enable_io_processing=False)
-        logits = _logits(result)
+        logits = logits_of(result)
         loss = F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum")
         outputs = [runner.kept[name] for name in sources]
         gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
@@ -63,7 +64,8 @@ def values_and_importance(
     return made
 
 
-def _logits(result: Any) -> Tensor:
+def logits_of(result: Any) -> Tensor:
+    """The model's first floating output with classes on its last axis, as ``[rows, classes]``."""
     found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     floating = [leaf for leaf in found if leaf.is_floating_point() and leaf.dim() > 1]
     if not floating:

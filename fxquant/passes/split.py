@@ -39,13 +39,15 @@ class SplitOutliers(Pass):
     with one min-max range of ``bits`` for the input, measured as
     :class:`~fxquant.passes.plan.SpareOutliers` does, on ``images`` calibration images (at most
     16). ``budget``: most further channels, as a share of those there are. The fewest copies within
-    ``slack_db`` of the best are taken; where even these stay below ``floor_db``, none.
+    ``slack_db`` of the best are taken; where these win less than that, or stay below ``reach_db``,
+    none: another way must be found then.
 
     A choice ``{"channels", "copies", "step"}`` per layer is recorded and followed.
     """
 
     budget: float = 0.05
     floor_db: float = 25.0
+    reach_db: float = 25.0
     slack_db: float = 1.0
     roles: tuple[str, ...] = ("fc2", "proj")
     images: int = 8
@@ -125,7 +127,7 @@ class SplitOutliers(Pass):
         channels = (split.copies > 1).nonzero().flatten().tolist()
         further = int((split.copies - 1).sum())
         story = f"{start}; {further} further channels, copies of {len(channels)}, give {after:.1f}"
-        if after < self.floor_db:
+        if after < max(self.reach_db, before + self.slack_db):
             return {"declined": True, "reason": f"{story}: too little"}
         cost = "; no longer one kernel with its activation" if layer.role == "fc2" else ""
         return {

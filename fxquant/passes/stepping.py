@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +20,12 @@ from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import tensor_at
 from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.running import fast_linear, return_free_memory
+from fxquant.quant import ops
 from fxquant.quant.calibration import Calibration, Leaves
 
 aten = torch.ops.aten
+Upstream = Literal["float", "quantized"]
+_QUANTIZERS = ops.QUANTIZE | ops.DEQUANTIZE
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Stop:
     """One weighted layer, about to run in both graphs, over the whole sample at once.
 
     ``x``: its input in the float graph; ``x_hat``: its input in the quantized graph, after the
-    layer's own quantize-dequantize and with the errors of all layers before it. ``float_node`` and
-    ``node``: the layer in the two graphs.
+    layer's own quantize-dequantize. ``float_node`` and ``node``: the layer in the two graphs.
+    ``exact`` and ``now`` compute its output in the two, from ``x`` and ``x_hat``.
     """
 
     layer: Layer
@@ -37,13 +42,16 @@ class Stop:
     node: Node
     x: Tensor
     x_hat: Tensor
+    exact: Callable[[], Tensor]
+    now: Callable[[], Tensor]
 
 
 class Walker:
     """Runs a graph node by node as far as asked, holding only values that are still to be read.
 
-    What does not depend on the inputs (weights, their dequantization) is evaluated when it is
-    read, and not before: a buffer may be exchanged up to the moment its reader runs.
+    Its like is :class:`~fxquant.passes.running.Runner`, which runs from end to end. What does not
+    depend on the inputs (weights, their dequantization) is evaluated when it is read, and not
+    before: a buffer may be exchanged up to the moment its reader runs.
     """
 
     def __init__(self, graph_module: GraphModule, leaves: Leaves) -> None:
@@ -75,6 +83,20 @@ class Walker:
         """The value of a node that ran already, or of a constant as it is now."""
         return self._values[node] if node in self._reached else self._run(node)
 
+    def quantized(self, node: Any, x: Tensor) -> Any:
+        """What ``node`` would be if the tensor before its quantize-dequantize were ``x``."""
+        if node not in self._reached:
+            return self._run(node)
+        part = node.target is operator.getitem and node.args[0].target in ops.QUANTIZE
+        if part or node.target in _QUANTIZERS:
+            return node.target(*map_arg(node.args, lambda a: self.quantized(a, x)))
+        return x
+
+    def output(self, node: Node, x: Tensor) -> Any:
+        """What ``node`` gives for a first argument ``x``, the others as they are now."""
+        rest = map_arg(node.args[1:], self.value)
+        return _call(node, (x, *rest), map_arg(node.kwargs, self.value))
+
     def _run(self, node: Node) -> Any:
         if node.op == "placeholder":
             return self._leaves.pop()
@@ -82,11 +104,14 @@ class Walker:
             return tensor_at(self._graph_module, str(node.target)).detach()
         if node.op == "output":
             return map_arg(node.args[0], self.value)
-        args, kwargs = map_arg(node.args, self.value), map_arg(node.kwargs, self.value)
-        if node.target is aten.linear.default and not kwargs:
-            return fast_linear(*args)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return _call(node, map_arg(node.args, self.value), map_arg(node.kwargs, self.value))
+
+
+def _call(node: Node, args: Any, kwargs: Any) -> Any:
+    if node.target is aten.linear.default and not kwargs:
+        return fast_linear(*args)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def in_lockstep(
@@ -95,31 +120,37 @@ def in_lockstep(
     leaves: Leaves,
     layers: tuple[Layer, ...],
     visit: Callable[[Stop], None],
-) -> Any:
+    *,
+    upstream: Upstream = "quantized",
+) -> None:
     """Call ``visit`` before each linear and convolution of ``layers`` that is in both graphs.
 
-    ``leaves``: inputs in placeholder order, all images in one batch. ``visit`` may exchange the
-    tensors of ``graph`` that the layer reads, and the constant nodes it reads them by: the layer,
-    and all after it, run with what is there then. Values die when their last reader has run, so
-    memory stays at the widest place of the two graphs. Returns the quantized graph's result.
+    ``leaves``: inputs in placeholder order, all images in one batch. With ``upstream="quantized"``
+    both graphs run, and a layer's input has the errors of all layers before it. ``visit`` may
+    exchange the tensors of ``graph`` that the layer reads, and the constant nodes it reads them
+    by: the layer, and all after it, run with what is there then. With ``"float"`` only the float
+    graph runs, and ``x_hat`` is what the layer's own quantizer makes of ``x``.
+
+    Values die when their last reader has run: memory stays at the widest place of the graphs.
     """
-    exact = {node.name: node for node in float_graph.graph.nodes}
-    quantized = {node.name: node for node in graph.graph.nodes}
+    nodes = {node.name: node for node in graph.graph.nodes}
     wanted = {layer.node: layer for layer in layers if layer.kind in WEIGHTED}
     with torch.no_grad():
         one, other = Walker(float_graph, leaves), Walker(graph, leaves)
-        for name, node in quantized.items():
-            if name not in wanted or name not in exact:
+        for twin in list(float_graph.graph.nodes):
+            node = nodes.get(twin.name)
+            if node is None or twin.name not in wanted:
                 continue
-            twin = exact[name]
             one.run_until(twin)
-            other.run_until(node)
-            visit(
-                Stop(wanted[name], twin, node, one.value(twin.args[0]), other.value(node.args[0]))
-            )
+            x = one.value(twin.args[0])
+            if upstream == "float":
+                x_hat = other.quantized(node.args[0], x)
+            else:
+                other.run_until(node)
+                x_hat = other.value(node.args[0])
+            outputs = partial(one.output, twin, x), partial(other.output, node, x_hat)
+            visit(Stop(wanted[twin.name], twin, node, x, x_hat, *outputs))
             return_free_memory()
-        other.run_until(None)
-        return other.value(next(n for n in graph.graph.nodes if n.op == "output"))
 
 
 def gather(calibration: Calibration, images: int, *, where: str) -> Leaves:

@@ -37,10 +37,10 @@ class StoredWeight:
         return StoredWeight(source, str(codes.target))
 
     def readers(self) -> int:
-        """How many times the graph reads the codes: more than once where a weight is tied."""
+        """How many operations compute with the codes: more than one where a weight is tied."""
         nodes = self.dequantize.graph.nodes
-        found = [n for n in nodes if n.op == "get_attr" and str(n.target) == self.codes]
-        return sum(len(n.users) for n in found)
+        reads = [n for n in nodes if n.op == "get_attr" and str(n.target) == self.codes]
+        return sum(len(dequantize.users) for read in reads for dequantize in read.users)
 
     def exchange(self, graph_module: GraphModule, codes: Tensor, qparams: QParams) -> None:
         """Put other codes and scales in place; zero points stay.

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from fxquant.errors import InputError
 from fxquant.quant.library import library
 from fxquant.quant.straight import per_head, straight_through
 
@@ -47,13 +48,24 @@ def level_table(numerator: int, denominator: int, bits: int, levels: int) -> lis
     return [*table, 0.0]
 
 
+def _check(numerator: int, denominator: int, bits: int) -> None:
+    """Refuse what no search makes, as an altered file may ask for it."""
+    if not (2 <= bits <= 8 and numerator > 0 and denominator > 0):
+        raise InputError(
+            f"no log quantizer has {bits} bits and base 2^({numerator}/{denominator})",
+            why="bits are 2 to 8 and bases above 1",
+        )
+
+
 def _codes(ratio: Tensor, numerator: int, denominator: int, bits: int) -> Tensor:
     """Codes from ``(x + o) / s``; zero, and what may lie below it, has log -inf."""
+    _check(numerator, denominator, bits)
     steps = torch.log2(ratio.clamp(min=0.0)) * -(denominator / numerator)
     return torch.round(steps).clamp(0, (1 << bits) - 1).to(torch.uint8)
 
 
 def _levels(codes: Tensor, numerator: int, denominator: int, bits: int, levels: int) -> Tensor:
+    _check(numerator, denominator, bits)
     table = torch.tensor(level_table(numerator, denominator, bits, levels), dtype=torch.float32)
     return table[codes.to(torch.int32)]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxquant.errors import InputError
 from fxquant.quant.library import library
 from fxquant.quant.straight import per_head, straight_through
 
@@ -43,11 +44,21 @@ library.define(
 )
 
 
+def _check(shift: int, bits: int, split: str) -> None:
+    """Refuse what no search makes, as an altered file may ask for it."""
+    if not (2 <= bits <= 8 and 0 <= shift <= LARGEST_SHIFT and split in {"sign", "magnitude"}):
+        raise InputError(
+            f"no region quantizer has {bits} bits, shift {shift} and split {split!r}",
+            why=f"bits are 2 to 8, shifts 0 to {LARGEST_SHIFT}, splits sign and magnitude",
+        )
+
+
 def _codes(ratio: Tensor, shift: int, bits: int, split: str) -> Tensor:
     """Codes from ``ratio = x / Δ1``; multiplying by ``2^-m`` is exact, as dividing by Δ2 is.
 
     Sums of clamped parts, not ``torch.where``, which takes a hundred times as long on a CPU.
     """
+    _check(shift, bits, split)
     half = 1 << (bits - 1)
     coarse = ratio * 2.0**-shift
     if split == "sign":
@@ -61,6 +72,7 @@ def _codes(ratio: Tensor, shift: int, bits: int, split: str) -> Tensor:
 
 def _multiples(codes: Tensor, shift: int, bits: int, split: str) -> Tensor:
     """``x' / Δ1`` as float32 integers: ``c << m`` in region 2."""
+    _check(shift, bits, split)
     wide = codes.to(torch.int32)
     if split == "sign":
         return (wide.clamp(max=0) + (wide.clamp(min=0) << shift)).to(torch.float32)

@@ -1,20 +1,17 @@
-"""Weights fitted to a sample in closed form: ridge regression and error-compensating rounding.
+"""Weights fitted to quantized inputs by ridge regression, in closed form.
 
-Source: ERQ (papers, section 5.3), with Aqer (the update for quantized activations) and Wqer (the
-update for quantized weights). Both see the data through second moments only. Moments are taken
-about the mean, which is the same as an intercept that is free to move and not penalised; ERQ's
-code penalises it like a weight [I].
+Source: ERQ's update for quantized activations, Aqer (papers, section 5.3). The data comes in
+through second moments only. They are taken about the mean, which is the same as an intercept that
+is free to move and not penalised; ERQ's code penalises it like a weight [I].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-FLIPS = 100  # ERQ's limit on the steps of rounding refinement
-_LAZY = 128  # columns whose effect on the rest is carried over in one product
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Moments:
     ``covariance`` ``[C, C]``: of x̂. ``cross`` ``[C, C]``: of x̂ (axis 0) with ``x - x̂`` (axis 1).
     """
 
-    rows: int
+    rows: float
     mean: Tensor
     exact_mean: Tensor
     covariance: Tensor
@@ -35,6 +32,20 @@ class Moments:
     def level(self) -> float:
         """Mean diagonal of the covariance: what the strength of a penalty is relative to."""
         return float(self.covariance.diagonal().mean())
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """Moments of several groups of rows taken together."""
+    rows = sum(part.rows for part in parts)
+    mean = sum((p.mean * (p.rows / rows) for p in parts), torch.zeros(()))
+    exact = sum((p.exact_mean * (p.rows / rows) for p in parts), torch.zeros(()))
+    covariance, cross = torch.zeros(()), torch.zeros(())
+    for part in parts:
+        away, share = part.mean - mean, part.rows / rows
+        shift = part.exact_mean - exact - away
+        covariance = covariance + share * (part.covariance + torch.outer(away, away))
+        cross = cross + share * (part.cross + torch.outer(away, shift))
+    return Moments(rows, mean, exact, covariance, cross)
 
 
 def penalised(covariance: Tensor, strength: float) -> Tensor:
@@ -56,105 +67,46 @@ def ridge_update(weight: Tensor, moments: Moments, strength: float) -> Tensor:
     ``weight`` ``[O, C]``; float64 ``[O, C]``. The constant is what :func:`best_bias` gives.
     """
     factor = torch.linalg.cholesky(penalised(moments.covariance, strength))
-    return weight.to(torch.float64) @ torch.cholesky_solve(moments.cross, factor).T
+    return torch.cholesky_solve(moments.cross @ weight.to(torch.float64).T, factor).T
+
+
+def held_out_gain(weight: Tensor, update: Tensor, learned: Moments, held_out: Moments) -> float:
+    """Fall of the mean squared output error on other rows than an update was learned from.
+
+    ``E‖W x - W x̂ - c‖² - E‖W x - (W + δ) x̂ - c_δ‖²`` over ``held_out``, each constant c the best
+    for ``learned``. ``weight`` and ``update`` (δ) are ``[O, C]``.
+    """
+    weight = weight.to(torch.float64)
+    away = held_out.mean - learned.mean
+    drift = weight @ (held_out.exact_mean - learned.exact_mean - away)
+    spread = weighted_error(update, held_out.covariance).sum()
+    meeting = (update * (weight @ held_out.cross.T)).sum()
+    means = (drift - update @ away).square().sum() - drift.square().sum()
+    return float(2 * meeting - spread - means)
+
+
+def cross_validated(
+    weight: Tensor, parts: Sequence[Moments], strengths: Sequence[float]
+) -> float | None:
+    """The strength of :func:`ridge_update` that lowers the error of left-out parts most.
+
+    Each part in turn is held out of what the update is learned from. None where no strength
+    lowers the error, or where there are less than two parts.
+    """
+    gains = dict.fromkeys(strengths, 0.0)
+    for i, held_out in enumerate(parts if len(parts) > 1 else ()):
+        learned = joined([part for j, part in enumerate(parts) if j != i])
+        for strength in gains:
+            update = ridge_update(weight, learned, strength)
+            gains[strength] += held_out.rows * held_out_gain(weight, update, learned, held_out)
+    best = max(gains, key=gains.__getitem__, default=None)
+    return best if best is not None and gains[best] > 0 else None
 
 
 def best_bias(weight: Tensor, bias: Tensor, fitted: Tensor, moments: Moments) -> Tensor:
     """The bias that makes the mean output right: ``E[W x] + b - E[Ŵ x̂]``; float64 ``[O]``."""
     exact = weight.to(torch.float64) @ moments.exact_mean
     return bias.to(torch.float64) + exact - fitted.to(torch.float64) @ moments.mean
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The representable weights: ``step * code`` for whole codes in ``low .. high``.
-
-    ``step`` float64 ``[O, C]``, positive.
-    """
-
-    step: Tensor
-    low: int
-    high: int
-
-    def nearest(self, weight: Tensor, columns: Tensor) -> Tensor:
-        """Codes (whole float64) of ``weight[:, columns]``, given as those columns alone."""
-        return torch.round(weight / self.step[:, columns]).clamp(self.low, self.high)
-
-
-def halves(columns: int) -> tuple[int, ...]:
-    """ERQ's block sizes: half of the columns, then half of the rest, down to one."""
-    sizes = []
-    while columns:
-        sizes.append(max(1, columns // 2))
-        columns -= sizes[-1]
-    return tuple(sizes)
-
-
-def round_compensating(
-    weight: Tensor, covariance: Tensor, grid: Grid, sizes: tuple[int, ...], *, damping: float
-) -> Tensor:
-    """Codes (whole float64 ``[O, C]``) with a small ``(Ŵ - W) Σ (Ŵ - W)ᵀ`` in every row.
-
-    Blocks of columns are rounded one after the other, ``sizes`` columns at a time; after each, the
-    columns still to come take up its error: ``W_r -= (W_s - Ŵ_s)(−Σ_sr Σ_rr⁻¹)``, the ridge
-    solution for ``Σ = covariance + damping * mean diag * I``. All of the Σ_rr⁻¹ come out of one
-    Cholesky factor U of Σ⁻¹ (``UᵀU = Σ⁻¹``), since ``-Σ_sr Σ_rr⁻¹ = U_ss⁻¹ U_sr``. Sizes of 1 are
-    optimal brain quantization column by column; larger blocks are rounded to nearest and refined
-    by :func:`refine` for the error that is left once the rest has made up for theirs. (ERQ refines
-    for Σ_ss, as if the rest made up for nothing [I].) Columns of most energy go first, while there
-    are most others to compensate them [I]. With a diagonal covariance this is rounding to nearest.
-    """
-    damped = penalised(covariance, damping)
-    order = torch.argsort(damped.diagonal(), descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order]))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    left = weight.to(torch.float64)[:, order].clone()
-    codes = torch.empty_like(left)
-    errors = torch.empty_like(left)
-    start = first = near = 0  # errors of columns first .. start still have to reach those from near
-    for size in sizes:
-        end = start + size
-        if end > near:
-            left[:, near:] -= errors[:, first:start] @ upper[first:start, near:]
-            first, near = start, max(end, min(start + _LAZY, left.shape[1]))
-        block, steps = upper[start:end, start:end], order[start:end]
-        rounded = grid.nearest(left[:, start:end], steps)
-        if size > 1:
-            target = torch.cholesky_inverse(block, upper=True)
-            local = Grid(grid.step[:, steps], grid.low, grid.high)
-            rounded = refine(left[:, start:end], rounded, target, local)
-        codes[:, start:end] = rounded
-        error = left[:, start:end] - rounded * grid.step[:, steps]
-        errors[:, start:end] = torch.linalg.solve_triangular(block, error, upper=True, left=False)
-        left[:, end:near] -= errors[:, start:end] @ upper[start:end, end:near]
-        start = end
-    result = torch.empty_like(codes)
-    result[:, order] = codes
-    return result
-
-
-def refine(weight: Tensor, codes: Tensor, covariance: Tensor, grid: Grid) -> Tensor:
-    """Move single codes by one, per row, for as long as that lowers ``(Ŵ - W) Σ (Ŵ - W)ᵀ``.
-
-    ERQ's rounding refinement: at most :data:`FLIPS` moves per row, each the best there is. (ERQ
-    picks the code of the largest gradient; the error is quadratic, so the gain is known exactly
-    [I].) Never worse than ``codes``, whole float64 ``[O, C]``; ``covariance`` ``[C, C]``.
-    """
-    codes = codes.clone()
-    rows = torch.arange(weight.shape[0])
-    step, curvature = grid.step, covariance.diagonal()
-    slope = (codes * step - weight.to(torch.float64)) @ covariance
-    for _ in range(FLIPS):
-        sign = -torch.sign(slope)  # only a move against the slope can lower the error
-        room = (codes + sign <= grid.high) & (codes + sign >= grid.low)
-        gain = torch.where(room, step * (2 * slope.abs() - step * curvature), -1.0)
-        best, where = gain.max(1)
-        move = torch.where(best > 0, sign[rows, where], 0.0)
-        if not bool(move.any()):
-            break
-        codes[rows, where] += move
-        slope += (move * step[rows, where])[:, None] * covariance[where]
-    return codes
 
 
 def weighted_error(difference: Tensor, covariance: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -51,11 +52,13 @@ def quantized(model: Any, x: Tensor, scheme: str, *, heads: bool) -> Any:
     return fxquant.quantize(made(model), calibration=x, recipe=recipe, backend="reference")
 
 
+@cache
 def of_linears(scheme: str) -> tuple[Any, Tensor]:
     x = tensor(8, 16)
     return quantized(lambda: Mlp(16, 32), x, scheme, heads=False), x
 
 
+@cache
 def of_attention(scheme: str) -> tuple[Any, Tensor]:
     x = tensor(8, 6, 16)
     return quantized(lambda: Block(16, 32), x, scheme, heads=True), x

@@ -168,6 +168,7 @@ DECLINED: dict[str, tuple[dict[str, float], SplitOutliers, str]] = {
     "healthy": ({}, HERE, "(floor 25)"),
     "no room": (ONE, SplitOutliers(budget=0.05), "leaves no room for copies"),
     "hopeless": ({"c7": 1e5}, HERE, "too little"),
+    "hardly better": ({}, SplitOutliers(budget=0.1, floor_db=99.0, slack_db=3.0), "too little"),
 }
 
 

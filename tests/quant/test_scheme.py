@@ -23,6 +23,7 @@ GRANULARITIES = (
     ("group", 1),
     ("group", 128),
 )
+PARAMETERS = {"percentile": (99.99, 100.0, 50.5), "pixels": (0.0, 114.0)}
 
 
 def every_scheme() -> list[Scheme]:
@@ -30,7 +31,7 @@ def every_scheme() -> list[Scheme]:
     for kind, bits, symmetric, (granularity, size), rule in product(
         KINDS, ALLOWED_BITS, (False, True), GRANULARITIES, RANGE_RULES
     ):
-        for parameter in (99.99, 100.0, 50.5) if rule == "percentile" else (None,):
+        for parameter in PARAMETERS.get(rule, (None,)):
             with suppress(SchemeError):
                 made.append(
                     Scheme(
@@ -48,7 +49,7 @@ def every_scheme() -> list[Scheme]:
 
 def test_every_scheme_reads_back_from_its_text() -> None:
     schemes = every_scheme()
-    uniform = 8 * 2 * (5 * (4 + 3) + 2 * 2 + 1) + 1  # rules by granularity, dynamic; and pixels
+    uniform = 8 * 2 * (5 * (4 + 3) + 2 * 2 + 1) + 2  # rules by granularity, dynamic; and pixels
     assert len(schemes) == uniform + 4 * 7 * 2 * 4
     assert [Scheme.parse(scheme.text()) for scheme in schemes] == schemes
     assert len({scheme.text() for scheme in schemes}) == len(schemes)
