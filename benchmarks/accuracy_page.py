@@ -1,4 +1,4 @@
-"""The tables of ``docs/accuracy.md`` from the recorded rows: ``python benchmarks/accuracy_page.py``.
+"""The tables of ``docs/accuracy.md`` from the recorded rows: run it without arguments.
 
 Rewrites what stands between the markers ``<!-- table NAME -->`` and ``<!-- end -->``.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.methods import Method, ablations, claims, recipes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from fxquant.errors import CalibrationError, PipelineError
 from fxquant.graph.tensors import copy_graph, prune
+from fxquant.passes.importance import by_energy
 from fxquant.passes.stepping import Stop, gather, in_lockstep
 from fxquant.passes.stored import bias_of, exchange_bias, has_plain_bias
 from fxquant.pipeline.base import Pass
@@ -21,13 +22,15 @@ from fxquant.pipeline.state import Fact, Note, State
 class CorrectBias(Pass):
     """``b <- b + E[W x + b - (Ŵ x̂ + b)]`` for every linear and convolution, in graph order.
 
-    The mean is over all tokens and over ``images`` calibration images (papers, section 8 item 2
-    names the step; plain means are [I]: with a cls readout the tokens that the result does not
-    hang on count as well). x̂ is the input in the quantized graph, with the errors of all layers
-    before it, whose biases are right already. The head's input is one token per image, so that its
-    correction rests on as few values as there are images.
+    The mean is over all tokens of ``images`` calibration images (papers, section 8 item 2 names
+    the step), by ``importance`` all alike or by the inverse energy of a token's output [I]: else
+    the error of an outlier token would go into every other token's bias. x̂ is the input in the
+    quantized graph, with the errors of all layers before it, whose biases are right already. The
+    head's input is one token per image, so its correction rests on as few values as there are
+    images.
     """
 
+    importance: Literal["even", "energy"] = "energy"
     images: int = 32
 
     name: ClassVar[str] = "correct_bias"
@@ -71,7 +74,9 @@ class CorrectBias(Pass):
                 plan = plan.with_choice(self.name, name, {"declined": True, "reason": reason})
                 notes.append(Note(self.name, name, f"bias not corrected: {reason}"))
                 return
-            drift = _means(stop, stop.exact()) - _means(stop, stop.now())
+            exact, now = _rows(stop, stop.exact()), _rows(stop, stop.now())
+            weights = by_energy(exact) if self.importance == "energy" else torch.ones(len(exact))
+            drift = ((exact - now).t() @ weights).to(torch.float64) / len(exact)
             bias = bias_of(made, stop.node).to(torch.float64) + drift
             exchange_bias(made, stop.layer, stop.node, bias.to(torch.float32))
 
@@ -81,7 +86,7 @@ class CorrectBias(Pass):
         return state.having(Fact.GRAPH, made).having(Fact.PLAN, plan).noting(notes)
 
 
-def _means(stop: Stop, y: Tensor) -> Tensor:
-    """Mean of each output channel, float64 ``[O]``: the last axis of a linear, else axis 1."""
+def _rows(stop: Stop, y: Tensor) -> Tensor:
+    """``[n, O]``: the last axis of a linear has the channels, else axis 1."""
     channels = y if stop.layer.kind == "linear" else y.movedim(1, -1)
-    return channels.reshape(-1, channels.shape[-1]).mean(0, dtype=torch.float64)
+    return channels.reshape(-1, channels.shape[-1])

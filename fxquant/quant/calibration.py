@@ -90,12 +90,10 @@ class Calibration:
             seen += leaves[0].shape[0]
             yield leaves
         if seen == 0:
-            again = bool(self._head)
             raise CalibrationError(
                 "the calibration data is empty",
                 where="argument calibration",
-                why="it is a generator, and an earlier pass has read it" if again else "",
-                fix="pass a list or a DataLoader, which can be read again" if again else "",
+                fix="pass images, a list of batches or a DataLoader that holds some",
             )
 
     def sample(self, count: int) -> Leaves:
@@ -118,7 +116,18 @@ class Calibration:
     def _raw(self) -> Iterator[Any]:
         if isinstance(self._source, Tensor):
             return iter(self._source.split(BATCH))
+        if isinstance(self._source, Iterator):
+            self._source = list(self._until_enough(self._source))
         return iter(self._source)
+
+    def _until_enough(self, source: Iterator[Any]) -> Iterator[Any]:
+        """What a generator yields up to ``limit`` samples, to be held: passes read it again."""
+        seen = 0
+        for number, batch in enumerate(source):
+            yield batch
+            seen += self._leaves(batch, number)[0].shape[0]
+            if seen >= self.limit:
+                return
 
     def _leaves(self, batch: Any, number: int) -> list[Any]:
         count = len(self.names)

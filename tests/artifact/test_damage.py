@@ -163,7 +163,7 @@ WRONG: list[tuple[str, Callable[[Any], Any]]] = [
     ("plan", setter("decisions", {"head": 3})),
     ("plan", setter("decisions", {"head:input": []})),
     ("plan", setter("target", [])),
-    ("plan", setter("fxquant_plan", 2)),
+    ("plan", setter("fxquant_plan", 1)),
     *(("report", setter("rows", value)) for value in (None, 3, {}, [3], "abc", [None], [{}])),
     *(("report", setter(key, [1])) for key in ("model", "simulated", "output_sqnr_db", "timings")),
     ("report", row(layer=3)),

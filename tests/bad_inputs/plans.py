@@ -55,7 +55,7 @@ CASES.family(
         ("a plan of another model", of_another_model),
         ("a plan that is a list", lambda data: [data]),
         ("a plan without a version", drop("fxquant_plan")),
-        ("a plan of version 2", put("fxquant_plan", 2)),
+        ("a plan of version 1", put("fxquant_plan", 1)),
         ("a plan whose version is text", put("fxquant_plan", "one")),
         ("a plan with a key too many", put("author", "me")),
         ("a plan without a target", drop("target")),
@@ -81,8 +81,8 @@ CASES.family(
         ("a plan with a bad scheme", put("decisions", "fc1:input", "scheme", "a8/tensor")),
         ("a plan with a number as a scheme", put("decisions", "fc1:input", "scheme", 8)),
         (
-            "a plan with a signed activation",
-            put("decisions", "fc1:input", "scheme", "s8/tensor/minmax"),
+            "a plan with an activation scheme per channel",
+            put("decisions", "fc1:input", "scheme", "s8/channel/minmax"),
         ),
         (
             "a plan with an affine weight",

@@ -73,7 +73,7 @@ TEXTS: list[tuple[str, str | bytes]] = [
     ("a recipe with an unknown granularity", ASSIGN % "weight: s8/row/minmax"),
     ("a recipe with static tokens", ASSIGN % "activation: a8/token/minmax"),
     ("a recipe with an unknown attention type", ASSIGN % "attention: float16"),
-    ("a recipe with symmetric activations", ASSIGN % "activation: s8/tensor/minmax"),
+    ("a recipe with activations per channel", ASSIGN % "activation: s8/channel/minmax"),
     ("a recipe with affine weights", ASSIGN % "weight: a8/channel/minmax"),
     ("a recipe with percentile weights", ASSIGN % "weight: s8/channel/percentile@99"),
     ("a recipe with groups that do not divide", ASSIGN % "weight: s8/group7/minmax"),
@@ -142,12 +142,6 @@ CASES.family(
 @CASES("a plan and a recipe together", RecipeError)
 def _(place: Place) -> Call:
     return place.quantize(calibration=good(), plan=quantized_small().plan, recipe="w8a8")
-
-
-@CASES("a plan and a pipeline together", RecipeError)
-def _(place: Place) -> Call:
-    pipeline = fxquant.recipe("w8a8").pipeline
-    return place.quantize(calibration=good(), plan=quantized_small().plan, pipeline=pipeline)
 
 
 @CASES("a pipeline and a recipe together", RecipeError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ from fxquant import Fact, Pipeline, Plan, State
 from fxquant.graph.shapes import shape_of
 from fxquant.pipeline.target import Target
 from fxquant.quant.calibration import Calibration
+from fxquant.recipe import Recipe
+
+
+def plain() -> Recipe:
+    """W8A8 by min-max ranges alone: the numbers are the model's own, nothing is rewritten first."""
+    recipe = fxquant.recipe("w8a8")
+    pipeline = recipe.pipeline
+    for step in ("exact_input", "smooth", "correct_bias"):
+        pipeline = pipeline.without(step)
+    return replace(recipe, pipeline=pipeline)
 
 
 def target(**changes: Any) -> Target:
@@ -38,7 +49,7 @@ def start(model: nn.Module, data: Tensor, **changes: Any) -> State:
 
 
 def run(model: nn.Module, data: Tensor, pipeline: Pipeline | None = None, **changes: Any) -> State:
-    return (pipeline or fxquant.recipe("w8a8").pipeline).run(start(model, data, **changes))
+    return (pipeline or plain().pipeline).run(start(model, data, **changes))
 
 
 def calls(graph_module: GraphModule, name: str) -> list[Node]:

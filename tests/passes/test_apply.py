@@ -16,7 +16,7 @@ from fxquant.passes import Annotate, Apply, Assign, Calibrate
 from fxquant.pipeline.pipeline import Pipeline
 from fxquant.quant import ops
 from tests.backends.tiny import Attention, Mlp, Vit, fingerprint, images, made, shared, tensor, vit
-from tests.passes.running import calls, run, start
+from tests.passes.running import calls, plain, run, start
 
 
 def stored(q: Any, kind: torch.dtype = torch.int8) -> dict[str, Tensor]:
@@ -44,6 +44,7 @@ def test_every_weighted_layer_reads_an_int8_weight_and_a_quantized_input() -> No
 
 def test_weights_keep_their_largest_value_at_the_end_of_the_range() -> None:
     model, q = shared("vit")
+    q = fxquant.quantize(model, calibration=tensor(8, 3, 16, 16), recipe=plain())
     codes = q.get_buffer("blocks_0_mlp_fc1__weight")
     scale = q.get_buffer("blocks_0_mlp_fc1__weight_scale")
     weight = model.get_parameter("blocks.0.mlp.fc1.weight").detach()
@@ -66,7 +67,7 @@ def test_layers_that_read_one_tensor_share_one_quantizer() -> None:
 
 def test_different_schemes_of_one_tensor_get_quantizers_of_their_own() -> None:
     model = made(lambda: Attention(16, 2, separate=True))
-    recipe = fxquant.recipe("w8a8").override("a6/tensor/minmax", sites="k:input")
+    recipe = plain().override("a6/tensor/minmax", sites="k:input")
     q = fxquant.quantize(model, calibration=tensor(4, 5, 16), recipe=recipe)
     quantizers = [
         n for n in calls(q, "quantize_per_tensor.default") if "dequantize" not in str(n.target)
@@ -108,7 +109,7 @@ def test_a_shared_weight_is_stored_once_and_decided_once(
     # Each call has an input, and so a range, of its own.
     scales = {n.args[1] for n in calls(q, "quantized_decomposed.quantize_per_tensor")}
     assert len(scales) == 2
-    spared = fxquant.recipe("w8a8").override("float", sites=names[1])
+    spared = plain().override("float", sites=names[1])
     q = fxquant.quantize(model, calibration=x, recipe=spared)
     assert not stored(q)
     assert f"shares its weight with {names[1]}" in q.plan[f"{names[0]}:weight"].reason
@@ -121,7 +122,7 @@ def test_the_float_graph_and_the_callers_model_come_out_bit_identical() -> None:
     before, output = fingerprint(model), model(x)
     state = start(model, x)
     graph, nodes = state.graph, [str(node) for node in state.graph.graph.nodes]
-    after = fxquant.recipe("w8a8").pipeline.run(state)
+    after = plain().pipeline.run(state)
     assert after.float_graph is graph
     assert [str(node) for node in graph.graph.nodes] == nodes
     assert after.graph is not graph
@@ -171,7 +172,7 @@ def test_a_plan_changed_after_calibration_is_refused() -> None:
 
 def test_a_float_plan_gives_the_float_model() -> None:
     model, x = vit(), images(4)
-    state = run(model, x, fxquant.recipe("w8a8").override("float").pipeline)
+    state = run(model, x, plain().override("float").pipeline)
     assert not calls(state.graph, "quantized_decomposed")
     with torch.no_grad():
         assert torch.equal(state.graph(x), model(x))

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fxquant
 from fxquant.quant.metrics import sqnr_db
 from tests.backends.tiny import Attention, made, tensor
-from tests.passes.running import calls, run
+from tests.passes.running import calls, plain, run
 
 MOVES = {
     "reshape": lambda x: x.reshape(4, -1, 6),
@@ -63,7 +62,7 @@ def test_a_target_without_bf16_gets_no_cast_and_the_plan_says_so() -> None:
 
 
 def test_a_recipe_may_keep_attention_in_float32() -> None:
-    recipe = fxquant.recipe("w8a8").override("float", role="attention")
+    recipe = plain().override("float", role="attention")
     state = run(made(lambda: Attention(16, 2)), tensor(4, 5, 16), recipe.pipeline, bfloat16=True)
     assert not calls(state.graph, "aten.to.dtype")
 
@@ -71,7 +70,7 @@ def test_a_recipe_may_keep_attention_in_float32() -> None:
 def test_only_attention_is_computed_in_bf16() -> None:
     """The cast graph equals the uncast one with bf16 operands put in by hand, bit for bit."""
     model, x = made(lambda: Attention(16, 2)), tensor(4, 5, 16)
-    recipe = fxquant.recipe("w8a8").override("float").override("bfloat16", role="attention")
+    recipe = plain().override("float").override("bfloat16", role="attention")
     state = run(model, x, recipe.pipeline, bfloat16=True)
     with torch.no_grad():
         qkv = model.qkv(x).reshape(4, 5, 3, 2, 8).permute(2, 0, 3, 1, 4)  # type: ignore[operator]

@@ -9,6 +9,7 @@ import fxquant
 from fxquant.passes import SpareOutliers
 from fxquant.quant.metrics import sqnr_db
 from tests.backends.tiny import made, tensor
+from tests.passes.running import plain
 
 
 class Outlier(nn.Module):
@@ -55,9 +56,7 @@ def test_an_outlier_token_gets_ranges_per_token_and_healthy_sites_none() -> None
         assert q.plan[f"{layer}:input"].reason == "default for activations"
     assert q.plan["victim:weight"].scheme.text() == "s8/channel/minmax"
     lowered = fxquant.lower(q, strict=True, executor="eager")
-    static = fxquant.quantize(
-        model, calibration=x, pipeline=fxquant.recipe("w8a8").pipeline.without("plan")
-    )
+    static = fxquant.quantize(model, calibration=x, pipeline=plain().pipeline.without("plan"))
     with torch.no_grad():
         exact, rescued, lost = model(x), lowered(x), static(x)
     others = [0, 1, 3, 4, 5]
@@ -84,7 +83,7 @@ def test_the_floor_decides_what_is_an_outlier() -> None:
     model, x = with_outlier("token", 30.0), tensor(16, 6, 32)
 
     def spared(floor: float) -> list[str]:
-        steps = fxquant.recipe("w8a8").pipeline.replace("plan", SpareOutliers(floor_db=floor))
+        steps = plain().pipeline.replace("plan", SpareOutliers(floor_db=floor))
         return [
             layer
             for layer, _ in fxquant.quantize(model, calibration=x, pipeline=steps).report.notes
