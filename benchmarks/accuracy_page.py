@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.methods import Method, ablations, claims, recipes
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 MODELS = ("deit_tiny", "vit_tiny")

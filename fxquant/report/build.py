@@ -25,6 +25,20 @@ def build_rows(
     return tuple(_row(layer, plan, measurements.get(layer.name)) for layer in layers)
 
 
+def _choices(layer: str, plan: Plan) -> tuple[str, ...]:
+    """What passes chose at the layer or at one of its sites, NoisyQuant with its figures."""
+    found = []
+    for key, chosen in plan.choices.items():
+        step, _, place = key.partition("@")
+        if place != layer and place.rpartition(":")[0] != layer:
+            continue
+        text = f"{step}: {chosen.get('reason', '')}"
+        if chosen.get("provable_share") is not None:
+            text += f"; {100 * chosen['provable_share']:.0f} % of values provably better"
+        found.append(text)
+    return tuple(found)
+
+
 def _row(layer: Layer, plan: Plan, sqnr: float | None) -> Row:
     """Of a matmul, the left operand stands under input and the right one under weight."""
     product = layer.kind == "matmul"
@@ -49,4 +63,5 @@ def _row(layer: Layer, plan: Plan, sqnr: float | None) -> Row:
         sqnr_db=sqnr,
         kernel=kernel,
         reason=reason,
+        choices=_choices(layer.name, plan),
     )

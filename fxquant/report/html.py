@@ -150,7 +150,8 @@ def _bars(rows: Sequence[Row], field: str) -> str:
 def _row(row: Row) -> str:
     schemes = "<br>".join(_text(s) for s in (row.input_scheme, row.weight_scheme) if s) or "float"
     sizes = f"{amount(row.float_bytes, 'B')} → {amount(row.bytes, 'B')}" if row.float_bytes else ""
-    why = f'<small class="why">{_text(row.reason)}</small>' if row.reason else ""
+    said = [*([row.reason] if row.reason else []), *row.choices]
+    why = "".join(f'<small class="why">{_text(text)}</small>' for text in said)
     order = "" if row.sqnr_db is None or math.isnan(row.sqnr_db) else row.sqnr_db
     return (
         f'<tr class="{FILL[row.int8]}{"" if row.macs or row.float_bytes else " minor"}">'

@@ -19,7 +19,8 @@ class Row:
     ``sqnr_db``: SQNR of the layer's output against the float model on calibration images, all
     quantizers active; None where it was not measured. ``kernel``: what really runs. ``reason``:
     why the layer is not int8, empty where it is. ``input_scheme`` and ``weight_scheme`` are
-    scheme texts, empty for float.
+    scheme texts, empty for float. ``choices``: what passes chose at the layer, as ``pass: reason``;
+    NoisyQuant's has the error before and after and the provable share.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class Row:
     kernel: str = ""
     int8: bool = False
     reason: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ class Report:
             rows = []
             for entry in values["rows"]:
                 shapes = {k: tuple(entry[k]) for k in ("input_shape", "output_shape")}
-                rows.append(Row(**{**entry, **shapes}))
+                chosen = {"choices": tuple(map(str, entry.get("choices", ())))}
+                rows.append(Row(**{**entry, **shapes, **chosen}))
             values["rows"] = tuple(rows)
             values["timings"] = tuple((str(n), float(s)) for n, s in values["timings"])
             values["notes"] = tuple((str(a), str(b)) for a, b in values["notes"])
