@@ -70,7 +70,12 @@ class Walker:
             self._dying[reader].append(read)
 
     def run_until(self, stop: Node | None) -> None:
-        """Run all that comes before ``stop``; everything, where it is None."""
+        """Run all that comes before ``stop``; everything, where it is None.
+
+        Nothing, where ``stop`` does not depend on the inputs: it needs nothing that runs.
+        """
+        if stop is not None and stop not in self._reached:
+            return
         while self._waiting and self._waiting[-1] is not stop:
             node = self._waiting.pop()
             self._values[node] = self._run(node)
