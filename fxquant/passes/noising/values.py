@@ -8,9 +8,17 @@ import torch
 from torch.fx import Node
 
 from fxquant.graph.channels import numbered, per_channel, uniform
+from fxquant.graph.flow import consumers
 from fxquant.graph.layer_names import ATTENTION, LINEAR, MATMUL, SOFTMAX
 from fxquant.graph.shapes import rank, shape_of
-from fxquant.passes.noising.paths import Fold, carried, ends, one_to_one, other_reader, start
+from fxquant.passes.noising.paths import (
+    Fold,
+    carried,
+    one_to_one,
+    other_reader,
+    passes,
+    start,
+)
 from fxquant.passes.noising.sites import NoiseSite
 from fxquant.quant import ops
 
@@ -50,7 +58,7 @@ def value_fold(site: NoiseSite) -> Fold | str:
         return "the layer's channels are no channels of V"
     assert entries is not None
     taken = torch.tensor(entries)
-    for user, via in ends(source):
+    for user, via in consumers(source, passes):
         if user is attention and [a for a in user.args if a is via] == [user.args[place]]:
             continue
         if bool(torch.isin(carried(numbered(source), source, via), taken).any()):
