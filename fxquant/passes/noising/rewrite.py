@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.convolution import CONVOLUTION
 from fxquant.graph.layer_names import WEIGHTED
 from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of
 from fxquant.passes.noising.folds import shift_of
@@ -100,7 +101,7 @@ def _held(graph_module: GraphModule, shifts: dict[Node, Tensor], node: Node) -> 
 
 
 def _is_convolution(node: Node) -> bool:
-    return node.target is aten.conv2d.default
+    return node.target is CONVOLUTION
 
 
 def _bias_node(node: Node) -> Node | None:

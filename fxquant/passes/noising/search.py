@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.passes.noising.sites import NoiseSite, convolution_form, final_weight
+from fxquant.graph.convolution import Convolution
+from fxquant.passes.noising.sites import NoiseSite, final_weight
 from fxquant.quant.noise import gaussian_code_noise, uniform_noise
 
 Noise = Literal["uniform", "gaussian_code", "searched"]
@@ -113,8 +113,7 @@ def take_sample(
     those that count most. Every second image is held out; of a single image every second row.
     """
     if site.is_convolution:
-        stride, _, dilation, _ = convolution_form(site.readers[0].node)
-        x = F.unfold(x, site.kernel, dilation=tuple(dilation), stride=tuple(stride)).transpose(1, 2)
+        x = Convolution.of(site.readers[0].node).patches(x)
     flat = x.reshape(-1, x.shape[-1])
     if importance is None or not bool((importance > 0).any()):
         importance = torch.ones(flat.shape[0])

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.convolution import CONVOLUTION, Convolution
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import constant_of
 from fxquant.passes.fit import WEIGHTED
 from fxquant.quant import ops
 
 aten = torch.ops.aten
-LINEAR, CONVOLUTION = aten.linear.default, aten.conv2d.default
 STEPPED = frozenset({ops.quantize_per_tensor, ops.quantize_region})
-_CONVOLUTION_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
 
 
 @dataclass(frozen=True)
@@ -152,17 +151,11 @@ def _unfit(graph_module: GraphModule, reader: Reader) -> str:
         isinstance(bias, Node) and bias.op != "get_attr"
     ):
         return "its weight or bias is computed while the model runs"
-    if node.target is LINEAR:
+    if node.target is aten.linear.default:
         return ""
     if node.target is not CONVOLUTION:
         return f"{node.target} is no 2-d convolution"
-    _, padding, _, groups = convolution_form(node)
-    if any(padding):
+    form = Convolution.of(node)
+    if form.padded:
         return "zeros are padded in after the quantizer, and they carry no noise"
-    return "grouped convolution" if groups != 1 else ""
-
-
-def convolution_form(node: Node) -> tuple[Any, Any, Any, int]:
-    """Stride, padding, dilation and groups of a 2-d convolution."""
-    given: tuple[Any, ...] = node.args[3:]
-    return (*given, *_CONVOLUTION_DEFAULTS[len(given) :])
+    return "grouped convolution" if form.groups != 1 else ""
