@@ -78,7 +78,7 @@ class CorrectBias(Pass):
             weights = by_energy(exact) if self.importance == "energy" else torch.ones(len(exact))
             drift = ((exact - now).t() @ weights).to(torch.float64) / len(exact)
             bias = bias_of(made, stop.node).to(torch.float64) + drift
-            exchange_bias(made, stop.layer, stop.node, bias.to(torch.float32))
+            exchange_bias(made, stop.layer.name, stop.node, bias.to(torch.float32))
 
         leaves = gather(state.calibration, self.images, where=f"pass {self.name}")
         in_lockstep(state.float_graph, made, leaves, state.layers, visit)

@@ -168,7 +168,9 @@ class _Work:
         name = stop.layer.name
         strength, rounding = sample.strength(self.options.activation), self.options.weight
         fit = self._fit(sample, name, strength, rounding)
-        before = sample.output_db(weight_value(self.graph, stored), bias_of(self.graph, stop.node))
+        weight = weight_value(self.graph, stop.node)
+        assert weight is not None
+        before = sample.output_db(weight, bias_of(self.graph, stop.node))
         after = sample.output_db(fit.weight, fit.bias)
         measured = {"before_db": round(before, 3), "after_db": round(after, 3)}
         if not after > before:
@@ -189,7 +191,7 @@ class _Work:
 
     def _put(self, stop: Stop, stored: StoredWeight, fit: Fit) -> None:
         stored.exchange(self.graph, fit.codes, fit.qparams)
-        exchange_bias(self.graph, stop.layer, stop.node, fit.bias)
+        exchange_bias(self.graph, stop.layer.name, stop.node, fit.bias)
 
     def _decline(self, layer: str, measured: dict[str, float], reason: str) -> None:
         chosen = {"declined": True, **measured, "reason": reason}

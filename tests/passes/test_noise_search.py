@@ -24,8 +24,8 @@ from fxquant.passes.noising.search import (
     take_sample,
 )
 from fxquant.passes.noising.search import Noise as Kind
-from fxquant.passes.noising.sites import final_weight
 from fxquant.passes.noising.theory import provable_share
+from fxquant.passes.stored import weight_value
 from tests.backends.tiny import made, tensor
 from tests.passes.noising import choices, noisy, quantized, sample_of, site_of
 
@@ -169,7 +169,7 @@ def test_a_wide_weight_is_replaced_by_a_factor_with_the_same_norms() -> None:
     state = quantized(made(lambda: nn.Sequential(nn.Linear(8, 40))), x)
     sample = sample_of(state, PLACE, x)
     assert sample.weight.shape == (8, 8)
-    weight = final_weight(state.graph, site_of(state, PLACE).readers[0])
+    weight = weight_value(state.graph, site_of(state, PLACE).readers[0].node)
     assert weight is not None
     direct = (sample.rows.double() @ weight.double().t()).square().sum()
     assert sample.signal == pytest.approx(float(direct), rel=1e-5)

@@ -99,7 +99,7 @@ def test_what_a_visit_exchanges_is_what_the_rest_of_the_graph_runs_with() -> Non
         if stop.layer is first:
             before = stop.now()
             made_graph.register_buffer(scale, made_graph.get_buffer(scale) * 2)
-            exchange_bias(made_graph, stop.layer, stop.node, torch.ones(before.shape[-1]))
+            exchange_bias(made_graph, stop.layer.name, stop.node, torch.ones(before.shape[-1]))
             outputs["first"] = (before, stop.now())
 
     in_lockstep(state.float_graph, made_graph, (data,), state.layers, visit)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.graph.convolution import Convolution
-from fxquant.passes.noising.sites import NoiseSite, final_weight
+from fxquant.passes.noising.sites import NoiseSite
+from fxquant.passes.stored import weight_value
 from fxquant.quant.noise import gaussian_code_noise, uniform_noise
 
 Noise = Literal["uniform", "gaussian_code", "searched"]
@@ -122,7 +123,7 @@ def take_sample(
         order = importance.argsort(descending=True, stable=True)
     chosen = order[:rows].sort().values
     image = chosen if images == 1 else chosen // max(1, flat.shape[0] // images)
-    stacked = [final_weight(graph_module, reader) for reader in site.readers]
+    stacked = [weight_value(graph_module, reader.node) for reader in site.readers]
     weight = torch.cat([w.flatten(1) for w in stacked if w is not None])
     counts = importance[chosen] / importance[chosen].mean()
     held_out = image % 2 == 1

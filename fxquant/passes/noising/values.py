@@ -20,6 +20,7 @@ from fxquant.passes.noising.paths import (
     start,
 )
 from fxquant.passes.noising.sites import NoiseSite
+from fxquant.passes.stored import has_plain_bias
 from fxquant.quant import ops
 
 _DROPOUT, _MASK = 4, 3  # places among the arguments of fused attention
@@ -41,8 +42,7 @@ def value_fold(site: NoiseSite) -> Fold | str:
     if not isinstance(source, Node) or source.target not in LINEAR:
         quantized = isinstance(source, Node) and source.target in ops.DEQUANTIZE
         return "V is quantized in between" if quantized else "no linear makes V"
-    bias = source.args[2] if len(source.args) > 2 else None
-    if isinstance(bias, Node) and bias.op != "get_attr":
+    if not has_plain_bias(source):
         return "V's bias is computed while the model runs"
     if other := other_reader(attention, site.quantize):
         return f"{other} reads attention's result too"
