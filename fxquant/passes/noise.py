@@ -13,9 +13,9 @@ from torch.fx import GraphModule
 
 from fxquant.errors import CalibrationError, PipelineError
 from fxquant.graph.tensors import copy_graph, prune
+from fxquant.passes.importance import by_loss
 from fxquant.passes.noising.choices import STEP, Choice, fold_of, recorded, refuse
 from fxquant.passes.noising.folds import plan_fold
-from fxquant.passes.noising.importance import row_importance
 from fxquant.passes.noising.paths import Fold
 from fxquant.passes.noising.rewrite import Addition, carry_out
 from fxquant.passes.noising.search import (
@@ -176,8 +176,8 @@ class Noise(Pass):
             leaves = self._leaves(state.calibration)
             importance: dict[str, Tensor] = {}
             if self.objective == "fisher":
-                readers = [reader for task in waiting.values() for reader in task.site.readers]
-                importance = row_importance(state.float_graph, leaves, readers)
+                layers = [r.layer for task in waiting.values() for r in task.site.readers]
+                importance = by_loss(state.float_graph, leaves, layers)
 
             def visiting(number: int, task: _Task) -> Callable[[Tensor], None]:
                 def visit(x: Tensor) -> None:

@@ -16,7 +16,7 @@ from fxquant.passes.running import Runner, return_free_memory
 from fxquant.passes.searching import Search, weigh
 from fxquant.passes.stepping import gather
 from fxquant.passes.watched import watched_tensors
-from fxquant.quant.calibration import BATCH, Calibration
+from fxquant.quant.calibration import BATCH, Calibration, parts_of
 from fxquant.quant.qparams import QParams, Split
 from fxquant.quant.region import LARGEST_SHIFT
 from fxquant.quant.scheme import Scheme
@@ -81,7 +81,7 @@ def gathered(
         else gather(calibration, images, where="pass region")
     )
     runner = Runner(graph_module, outputs={name: _each(calls) for name, calls in outputs.items()})
-    for part in zip(*(leaf.split(_CHUNK) for leaf in leaves), strict=True):
+    for part in parts_of(leaves, _CHUNK):
         runner(part)
         return_free_memory()
     weighed = [search for search in searches if search.importance]

@@ -10,7 +10,7 @@ from fxquant.passes.fisher import IMAGES, values_and_importance
 from fxquant.passes.gram import Gram
 from fxquant.passes.sampling import RowSample
 from fxquant.passes.watched import Watched
-from fxquant.quant.calibration import Leaves
+from fxquant.quant.calibration import Leaves, parts_of
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme
 from fxquant.quant.search import search_qparams
@@ -65,7 +65,7 @@ def weigh(graph_module: GraphModule, searches: list[Search], sample: Leaves) -> 
         for search in searches
         for reader in search.watched.readers
     }
-    for leaves in zip(*(leaf.split(IMAGES) for leaf in sample), strict=True):
+    for leaves in parts_of(sample, IMAGES):
         found = values_and_importance(graph_module, leaves, sources)
         for search in searches:
             watched = search.watched

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fxquant import State
 from fxquant.errors import PipelineError
+from fxquant.passes.importance import by_loss
 from fxquant.passes.noise import Noise
-from fxquant.passes.noising.importance import row_importance
 from fxquant.passes.noising.rewrite import image_of
 from fxquant.passes.noising.search import (
     Amount,
@@ -243,7 +243,7 @@ def test_rows_that_the_loss_does_not_hang_on_count_for_nothing() -> None:
     x = tensor(8, 10, 16)
     state = quantized(made(First), x)
     site = site_of(state, "fc:input")
-    found = row_importance(state.float_graph, (x,), site.readers)
+    found = by_loss(state.float_graph, (x,), [reader.layer for reader in site.readers])
     counts = next(iter(found.values()))
     assert counts.shape == (80,)
     assert (counts.reshape(8, 10)[:, 1:] == 0).all()
