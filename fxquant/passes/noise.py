@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError
+from fxquant.errors import PipelineError
 from fxquant.graph.tensors import copy_graph, prune
+from fxquant.passes.data import calibration_of
 from fxquant.passes.importance import by_loss
 from fxquant.passes.noising.choices import STEP, Choice, fold_of, recorded, refuse
 from fxquant.passes.noising.folds import plan_fold
@@ -173,7 +174,9 @@ class Noise(Pass):
             if task.known is None or (on_data and task.known.amount != Amount())
         }
         if waiting:
-            leaves = self._leaves(state.calibration)
+            leaves = self._leaves(
+                calibration_of(state, self.name, "noise is searched on calibration data")
+            )
             importance: dict[str, Tensor] = {}
             if self.objective == "fisher":
                 layers = [r.layer for task in waiting.values() for r in task.site.readers]
@@ -261,13 +264,7 @@ class Noise(Pass):
             "reason": reason,
         }
 
-    def _leaves(self, calibration: Calibration | None) -> Leaves:
-        if calibration is None:
-            raise CalibrationError(
-                "noise is searched on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or a pipeline without this pass",
-            )
+    def _leaves(self, calibration: Calibration) -> Leaves:
         if self.images <= BATCH:
             return calibration.sample(self.images)
         return gather(calibration, self.images, where=f"pass {self.name}")

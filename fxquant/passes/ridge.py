@@ -10,8 +10,9 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError, PlanError
+from fxquant.errors import PipelineError, PlanError
 from fxquant.graph.tensors import constant_of, copy_graph, prune
+from fxquant.passes.data import calibration_of
 from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.importance import Importance, by_energy, by_gradient
 from fxquant.passes.moments import not_a_linear, rows_of
@@ -90,13 +91,8 @@ class Ridge(Pass):
     def run(self, state: State) -> State:
         """Set ``graph`` and ``plan``; the incoming graph and its tensors are left as they were."""
         made = GraphModule(state.graph, copy_graph(state.graph.graph))
-        if state.calibration is None:
-            raise CalibrationError(
-                "weights are fitted on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or leave the pass out: pipeline.without('ridge')",
-            )
-        leaves = gather(state.calibration, self.images, where=f"pass {self.name}")
+        calibration = calibration_of(state, self.name, "weights are fitted on calibration data")
+        leaves = gather(calibration, self.images, where=f"pass {self.name}")
         weighted = [la for la in state.layers if la.kind in WEIGHTED]
         weights: dict[str, Tensor] = {}
         if self.importance == "gradient":
