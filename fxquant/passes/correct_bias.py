@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 
 from fxquant.errors import PipelineError
 from fxquant.graph.tensors import copy_graph, prune
-from fxquant.passes.data import calibration_of
+from fxquant.passes.data import calibration_of, gather
 from fxquant.passes.importance import by_energy
-from fxquant.passes.stepping import Stop, gather, in_lockstep
+from fxquant.passes.stepping import Stop, in_lockstep
 from fxquant.passes.stored import bias_of, exchange_bias, has_plain_bias
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, Note, State

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from fxquant.errors import PipelineError
 from fxquant.graph.tensors import copy_graph, prune
-from fxquant.passes.data import calibration_of
+from fxquant.passes.data import at_hand, calibration_of
 from fxquant.passes.importance import by_loss
 from fxquant.passes.noising.choices import STEP, Choice, fold_of, recorded, refuse
 from fxquant.passes.noising.folds import plan_fold
@@ -34,10 +34,9 @@ from fxquant.passes.noising.search import (
 from fxquant.passes.noising.sites import NoiseSite, noise_sites
 from fxquant.passes.noising.theory import provable_share
 from fxquant.passes.running import Runner
-from fxquant.passes.stepping import gather
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, Note, State
-from fxquant.quant.calibration import BATCH, Calibration, Leaves
+from fxquant.quant.calibration import Leaves
 
 
 @dataclass(frozen=True)
@@ -174,9 +173,9 @@ class Noise(Pass):
             if task.known is None or (on_data and task.known.amount != Amount())
         }
         if waiting:
-            leaves = self._leaves(
-                calibration_of(state, self.name, "noise is searched on calibration data")
-            )
+            what = "noise is searched on calibration data"
+            calibration = calibration_of(state, self.name, what)
+            leaves = at_hand(calibration, self.images, where=f"pass {self.name}")
             importance: dict[str, Tensor] = {}
             if self.objective == "fisher":
                 layers = [r.layer for task in waiting.values() for r in task.site.readers]
@@ -263,8 +262,3 @@ class Noise(Pass):
             "provable_share": share,
             "reason": reason,
         }
-
-    def _leaves(self, calibration: Calibration) -> Leaves:
-        if self.images <= BATCH:
-            return calibration.sample(self.images)
-        return gather(calibration, self.images, where=f"pass {self.name}")

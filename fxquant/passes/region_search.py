@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.graph.layers import Layer
-from fxquant.passes.running import Runner, return_free_memory
+from fxquant.passes.data import at_hand
+from fxquant.passes.running import Runner, in_turn, return_free_memory
 from fxquant.passes.searching import Search, weigh
-from fxquant.passes.stepping import gather
 from fxquant.passes.watched import watched_tensors
-from fxquant.quant.calibration import BATCH, Calibration, parts_of
+from fxquant.quant.calibration import Calibration, parts_of
 from fxquant.quant.qparams import QParams, Split
 from fxquant.quant.region import LARGEST_SHIFT
 from fxquant.quant.scheme import Scheme
@@ -75,12 +75,8 @@ def gathered(
         outputs[search.watched.source.name].append(search.update)
         if search.gram is not None and search.watched.partner is not None:
             outputs[search.watched.partner.name].append(search.gram.update)
-    leaves = (
-        calibration.sample(images)
-        if images <= BATCH
-        else gather(calibration, images, where="pass region")
-    )
-    runner = Runner(graph_module, outputs={name: _each(calls) for name, calls in outputs.items()})
+    leaves = at_hand(calibration, images, where="pass region")
+    runner = Runner(graph_module, outputs={name: in_turn(calls) for name, calls in outputs.items()})
     for part in parts_of(leaves, _CHUNK):
         runner(part)
         return_free_memory()
@@ -145,14 +141,6 @@ def _sample(search: Search) -> Sample:
     objectives = make_objectives(watched.scheme, search.rows.rows(where=where), output, importance)
     lows, highs = (end.flatten().tolist() for end in (search.seen.low, search.seen.high))
     return Sample(objectives, tuple(lows), tuple(highs))
-
-
-def _each(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
-    def update(x: Tensor) -> None:
-        for one in calls:
-            one(x)
-
-    return update
 
 
 def _energy(objective: Objective) -> float:

@@ -12,13 +12,13 @@ from torch.fx import GraphModule
 
 from fxquant.errors import PipelineError, PlanError
 from fxquant.graph.tensors import constant_of, copy_graph, prune
-from fxquant.passes.data import calibration_of
+from fxquant.passes.data import calibration_of, gather
 from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.importance import Importance, by_energy, by_gradient
 from fxquant.passes.moments import not_a_linear, rows_of
 from fxquant.passes.refit import Fit, LayerSample, Rounding
 from fxquant.passes.running import fast_linear
-from fxquant.passes.stepping import Stop, Upstream, gather, in_lockstep
+from fxquant.passes.stepping import Stop, Upstream, in_lockstep
 from fxquant.passes.stored import (
     StoredWeight,
     bias_of,

@@ -11,8 +11,9 @@ import fxquant
 from fxquant import Pipeline, State
 from fxquant.graph.tensors import copy_graph
 from fxquant.passes import Annotate, Apply, Assign, Calibrate
+from fxquant.passes.data import gather
 from fxquant.passes.running import Runner
-from fxquant.passes.stepping import Stop, Walker, gather, in_lockstep
+from fxquant.passes.stepping import Stop, Walker, in_lockstep
 from fxquant.passes.stored import exchange_bias
 from fxquant.quant import ops
 from tests.backends.tiny import MODELS, images, made
