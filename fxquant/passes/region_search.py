@@ -20,7 +20,7 @@ from fxquant.quant.calibration import Calibration, parts_of
 from fxquant.quant.qparams import QParams, Split
 from fxquant.quant.region import LARGEST_SHIFT
 from fxquant.quant.scheme import Scheme
-from fxquant.quant.search.best import Candidate, total
+from fxquant.quant.search.best import Candidate, joined, total
 from fxquant.quant.search.objective import Objective, make_objectives
 from fxquant.quant.search.region import best_of_shift, split_of
 
@@ -126,19 +126,13 @@ def _best_at(scheme: Scheme, sample: Sample, split: Split, shift: int) -> tuple[
         assert one is not None  # without a bound there is always a best one
         error += one[0]
         made.append(one[1])
-    return error, _joined(scheme, tuple(made))
+    return error, joined(scheme, tuple(made))
 
 
 def _sample(search: Search) -> Sample:
     watched, where = search.watched, search.watched.sites[0]
-    output = importance = None
-    if search.gram is not None:
-        output = search.gram.weight()
-    elif watched.weighs:
-        output = watched.weight(search.graph_module)
-    if search.importance:
-        importance = torch.cat([one.rows(where=where) for one in search.importance], dim=1)
-    objectives = make_objectives(watched.scheme, search.rows.rows(where=where), output, importance)
+    rows = search.rows.rows(where=where)
+    objectives = make_objectives(watched.scheme, rows, *search.weighing(where))
     lows, highs = (end.flatten().tolist() for end in (search.seen.low, search.seen.high))
     return Sample(objectives, tuple(lows), tuple(highs))
 
@@ -158,11 +152,3 @@ def _apart(qparams: QParams) -> Candidate:
         replace(qparams, scheme=single, scale=scale, zero_point=zero_point)
         for scale, zero_point in zip(qparams.scale, qparams.zero_point, strict=True)
     )
-
-
-def _joined(scheme: Scheme, parameters: Candidate) -> QParams:
-    if scheme.granularity != "head":
-        return replace(parameters[0], scheme=scheme)
-    scale = torch.stack([one.scale for one in parameters])
-    zero_point = torch.stack([one.zero_point for one in parameters])
-    return replace(parameters[0], scheme=scheme, scale=scale, zero_point=zero_point)

@@ -39,8 +39,8 @@ class Search:
         """Take in a batch of the tensor."""
         self.seen.update(self.watched.rows(x))
 
-    def qparams(self, scheme: Scheme, *, where: str = "") -> QParams:
-        """The best parameters on the sample."""
+    def weighing(self, where: str = "") -> tuple[Tensor | None, Tensor | None]:
+        """What the readers make of errors and how much each of it counts, where the rule asks."""
         output = importance = None
         if self.gram is not None:
             output = self.gram.weight()
@@ -48,6 +48,11 @@ class Search:
             output = self.watched.weight(self.graph_module)
         if self.importance:
             importance = torch.cat([sample.rows(where=where) for sample in self.importance], dim=1)
+        return output, importance
+
+    def qparams(self, scheme: Scheme, *, where: str = "") -> QParams:
+        """The best parameters on the sample."""
+        output, importance = self.weighing(where)
         return search_qparams(
             scheme,
             self.rows.rows(where=where),
