@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.tensors import add_buffer, attribute_name, constant_of, tensor_at
+from fxquant.graph.tensors import attribute_name, constant_of, exchange_argument, tensor_at
 from fxquant.quant import ops
 from fxquant.quant.qparams import QParams
 
@@ -97,6 +97,4 @@ def has_plain_bias(node: Node) -> bool:
 
 def exchange_bias(graph_module: GraphModule, layer: str, node: Node, bias: Tensor) -> None:
     """Give a layer a bias buffer of its own, whether or not it had a bias."""
-    name = attribute_name(layer, "bias")
-    read = add_buffer(graph_module, name, bias, like=node, before=node)
-    node.args = (*node.args[:2], read, *node.args[3:])
+    exchange_argument(graph_module, node, 2, attribute_name(layer, "bias"), bias)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.layer_names import WEIGHTED
-from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of
+from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, exchange_argument
 from fxquant.passes.noising.folds import shift_of
 from fxquant.passes.noising.paths import Fold
 from fxquant.passes.noising.search import Amount
@@ -109,11 +108,10 @@ def _store(graph_module: GraphModule, node: Node, shift: Tensor) -> None:
     if node.target in WEIGHTED:
         exchange_bias(graph_module, layer, node, value)
         return
-    value = value.reshape(_bias(graph_module, node).shape)
-    held = add_buffer(graph_module, attribute_name(layer, "bias"), value, like=node, before=node)
-    place = shift_of(node)
-    if place is not None:
-        node.replace_input_with(place, held)
+    name, value = attribute_name(layer, "bias"), value.reshape(_bias(graph_module, node).shape)
+    if node.target is aten.layer_norm.default:
+        exchange_argument(graph_module, node, 3, name, value)
         return
-    arguments: list[Any] = [*node.args, *[None] * (3 - len(node.args))]
-    node.args = (*arguments[:3], held, *arguments[4:])
+    old = shift_of(node)
+    assert old is not None
+    node.replace_input_with(old, add_buffer(graph_module, name, value, like=node, before=node))
