@@ -7,7 +7,6 @@ batch and channels shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,19 +54,6 @@ def carries(node: Node) -> bool:
     summand per channel, ``f(x + m) = f(x) + m``.
     """
     return is_movement(node) or is_average(node) or is_zero_padding(node)
-
-
-def endpoints(source: Node) -> Iterator[tuple[Node, Node]]:
-    """``(reader, operand)`` pairs reached from ``source`` through nodes that :func:`carries`."""
-    stack, seen = [source], {source}
-    while stack:
-        current = stack.pop()
-        for user in current.users:
-            if not (carries(user) and user.args[0] is current):
-                yield user, current
-            elif user not in seen:
-                seen.add(user)
-                stack.append(user)
 
 
 def route(source: Node, target: Node) -> list[Node] | None:

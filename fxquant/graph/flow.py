@@ -1,9 +1,9 @@
-"""Walking a graph through operations that only move data."""
+"""Walking a graph through operations that let pass what is followed: by default, movement only."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.fx import Node
@@ -41,9 +41,9 @@ def is_movement(node: Node) -> bool:
     return node.op == "call_function" and node.target in MOVEMENT
 
 
-def origin(node: Node) -> Node:
-    """The nearest ancestor along first arguments that computes something."""
-    while is_movement(node) and isinstance(node.args[0], Node):
+def origin(node: Node, through: Callable[[Node], bool] = is_movement) -> Node:
+    """The nearest ancestor along first arguments that is not to be passed ``through``."""
+    while through(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
@@ -57,13 +57,16 @@ def moved_through(node: Node) -> list[Node]:
     return path
 
 
-def consumers(node: Node) -> Iterator[tuple[Node, Node]]:
-    """``(consumer, operand)`` pairs reached from ``node`` through movement only."""
+def consumers(
+    node: Node, through: Callable[[Node], bool] = is_movement
+) -> Iterator[tuple[Node, Node]]:
+    """``(consumer, operand)`` pairs reached from ``node`` through first arguments of nodes that are
+    to be passed ``through``."""
     stack, seen = [node], {node}
     while stack:
         current = stack.pop()
         for user in current.users:
-            if is_movement(user) and user.args[0] is current:
+            if through(user) and user.args[0] is current:
                 if user not in seen:
                     seen.add(user)
                     stack.append(user)

@@ -50,6 +50,16 @@ def add_buffer(
         return read_buffer(graph_module, unique, like=like, value=value)
 
 
+def exchange_argument(
+    graph_module: GraphModule, node: Node, place: int, name: str, value: Tensor
+) -> Node:
+    """Let argument ``place`` of ``node`` be a new buffer, whether or not there was one."""
+    made = add_buffer(graph_module, name, value, like=node, before=node)
+    missing = [None] * (place - len(node.args))
+    node.args = (*node.args[:place], *missing, made, *node.args[place + 1 :])
+    return made
+
+
 def read_buffer(graph_module: GraphModule, name: str, *, like: Node, value: Tensor) -> Node:
     """Another reader of a buffer that is there already, at the graph's insertion point.
 

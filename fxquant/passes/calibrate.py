@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,14 +13,15 @@ from torch import Tensor
 
 from fxquant.errors import CalibrationError, PipelineError
 from fxquant.graph.layers import Layer
+from fxquant.passes.data import first_images
 from fxquant.passes.fit import slots_of
-from fxquant.passes.running import Runner, return_free_memory
+from fxquant.passes.running import Runner, in_turn, return_free_memory
 from fxquant.passes.searching import Search, weigh
 from fxquant.passes.watched import Watched, watched_tensors
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, State
-from fxquant.quant.calibration import BATCH, Calibration, Leaves
+from fxquant.quant.calibration import BATCH, Calibration
 from fxquant.quant.observers import Observer, make_observer
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme
@@ -114,7 +115,7 @@ class Calibrate(Pass):
         total = -(-self.images // BATCH) or len(calibration) or None
         with Progress(console=console, transient=True, disable=hidden) as bar:
             task = bar.add_task("calibrating", total=total)
-            for leaves in _first(calibration.batches(), self.images):
+            for leaves in first_images(calibration, self.images):
                 runner(leaves)
                 return_free_memory()
                 bar.advance(task)
@@ -130,22 +131,4 @@ def _callbacks(
         updates[one.source.name].append(named)
         if isinstance(finder, Search) and finder.gram is not None and one.partner is not None:
             updates[one.partner.name].append(finder.gram.update)
-    return {name: _each(several) for name, several in updates.items()}
-
-
-def _each(updates: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
-    def update(x: Tensor) -> None:
-        for one in updates:
-            one(x)
-
-    return update
-
-
-def _first(batches: Iterable[Leaves], images: int) -> Iterator[Leaves]:
-    """Batches up to a number of images; 0 for all of them."""
-    left = images
-    for leaves in batches:
-        yield tuple(leaf[:left] for leaf in leaves) if images else leaves
-        left -= leaves[0].shape[0]
-        if images and left <= 0:
-            return
+    return {name: in_turn(several) for name, several in updates.items()}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError
+from fxquant.errors import PipelineError
 from fxquant.graph.tensors import copy_graph, prune
+from fxquant.passes.data import calibration_of, gather
 from fxquant.passes.importance import by_energy
-from fxquant.passes.stepping import Stop, gather, in_lockstep
+from fxquant.passes.stepping import Stop, in_lockstep
 from fxquant.passes.stored import bias_of, exchange_bias, has_plain_bias
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, Note, State
@@ -54,13 +55,7 @@ class CorrectBias(Pass):
 
     def run(self, state: State) -> State:
         """Set ``graph`` and ``plan``; the incoming graph and its tensors are left as they were."""
-        if state.calibration is None:
-            raise CalibrationError(
-                "biases are corrected on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or leave out the pass: "
-                "pipeline.without('correct_bias')",
-            )
+        calibration = calibration_of(state, self.name, "biases are corrected on calibration data")
         made = GraphModule(state.graph, copy_graph(state.graph.graph))
         plan, notes = state.plan, []
 
@@ -78,9 +73,9 @@ class CorrectBias(Pass):
             weights = by_energy(exact) if self.importance == "energy" else torch.ones(len(exact))
             drift = ((exact - now).t() @ weights).to(torch.float64) / len(exact)
             bias = bias_of(made, stop.node).to(torch.float64) + drift
-            exchange_bias(made, stop.layer, stop.node, bias.to(torch.float32))
+            exchange_bias(made, stop.layer.name, stop.node, bias.to(torch.float32))
 
-        leaves = gather(state.calibration, self.images, where=f"pass {self.name}")
+        leaves = gather(calibration, self.images, where=f"pass {self.name}")
         in_lockstep(state.float_graph, made, leaves, state.layers, visit)
         prune(made)
         return state.having(Fact.GRAPH, made).having(Fact.PLAN, plan).noting(notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from fxquant.errors import CalibrationError
 from fxquant.passes.running import return_free_memory
 from fxquant.quant.calibration import Leaves
 
+Loss = Callable[[Tensor], Tensor]  # of logits [rows, classes], a scalar
 IMAGES = 4  # in memory at once, with everything that backpropagation needs
 
 
@@ -36,32 +37,42 @@ class Kept(Interpreter):
             self.kept[n.name] = value
         return value
 
+    def squared_gradients(
+        self, leaves: Leaves, names: Collection[str], loss: Loss
+    ) -> dict[str, Tensor]:
+        """Those of ``loss`` by kept values, in their shapes, after a run on ``leaves``."""
+        with torch.enable_grad():
+            inputs = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+            logits = logits_of(self.run(*inputs, enable_io_processing=False))
+            values = [self.kept[name] for name in names]
+            gradients = torch.autograd.grad(loss(logits), values, allow_unused=True)
+        return {
+            name: (torch.zeros_like(value) if gradient is None else gradient.square()).detach()
+            for name, value, gradient in zip(names, values, gradients, strict=True)
+        }
+
+
+def own_entropy(logits: Tensor) -> Tensor:
+    """The cross entropy of logits ``[rows, classes]`` with their own argmax for labels, summed.
+
+    The papers (2a) weigh errors by squared gradients of "the loss"; this one is [I]: it needs no
+    labels, and as a sum over images it does not mix them.
+    """
+    return F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum")
+
 
 def values_and_importance(
     graph_module: GraphModule, leaves: Leaves, sources: Mapping[str, str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Input value and squared gradient at the output of each layer, by node name, ``[B, ...]``.
 
-    ``sources``: the node that makes a layer's input, by the layer's node. The papers (2a) weigh
-    errors by squared gradients of "the loss"; which, chosen here [I]: the cross entropy of the
-    model's first output, over its last axis, with its own argmax for labels. It is summed over
-    images, so they do not mix, and needs no labels.
+    ``sources``: the node that makes a layer's input, by the layer's node. The gradient is that of
+    :func:`own_entropy`.
     """
-    names = set(sources) | set(sources.values())
-    runner = Kept(graph_module, names)
-    with torch.enable_grad():
-        inputs = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        result = runner.run(*inputs, enable_io_processing=False)
-        logits = logits_of(result)
-        loss = F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum")
-        outputs = [runner.kept[name] for name in sources]
-        gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
-    made = {}
-    for name, output, gradient in zip(sources, outputs, gradients, strict=True):
-        squared = torch.zeros_like(output) if gradient is None else gradient.square()
-        made[name] = runner.kept[sources[name]].detach(), squared.detach()
+    runner = Kept(graph_module, set(sources) | set(sources.values()))
+    squared = runner.squared_gradients(leaves, sources, own_entropy)
     return_free_memory()
-    return made
+    return {name: (runner.kept[of].detach(), squared[name]) for name, of in sources.items()}
 
 
 def logits_of(result: Any) -> Tensor:

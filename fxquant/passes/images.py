@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from fxquant.graph.channels import moved, per_channel, route
+from fxquant.graph.convolution import CONVOLUTION, Convolution
 from fxquant.graph.flow import origin
 from fxquant.graph.layers import Layer
 from fxquant.graph.shapes import shape_of
@@ -17,7 +17,6 @@ from fxquant.quant.calibration import Calibration
 from fxquant.quant.pixels import LARGEST, PixelGrid
 
 aten = torch.ops.aten
-CONVOLUTION = aten.conv2d.default
 _IMAGE_RANK = 4
 _HALF = 0.5  # of a pixel: what rounding forgives at the ends of the range
 _NEAR = 0.01  # of a pixel: what float32 arithmetic leaves, and no resized image keeps to
@@ -40,10 +39,10 @@ def refusal(layer: Layer, node: Node, bits: int) -> str:
         return "its weight or bias is computed while the model runs"
     if node.target is not CONVOLUTION:
         return ""
-    padding: Any = node.args[4] if len(node.args) > 4 else ()
-    if any(padding):
+    form = Convolution.of(node)
+    if form.padded:
         return "it pads the image with zeros, which are no pixel value"
-    return "grouped convolution" if len(node.args) > 6 and node.args[6] != 1 else ""
+    return "grouped convolution" if form.groups != 1 else ""
 
 
 def image_channels(node: Node, image: Node) -> tuple[int, ...] | None:

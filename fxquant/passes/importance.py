@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.graph.layers import Layer
-from fxquant.passes.fisher import IMAGES, Kept, logits_of
+from fxquant.passes.fisher import IMAGES, Kept, Loss, own_entropy
 from fxquant.passes.running import return_free_memory
-from fxquant.quant.calibration import Leaves
+from fxquant.quant.calibration import Leaves, parts_of
 
 Importance = Literal["even", "energy", "gradient"]
 SEED = 0
@@ -40,23 +40,45 @@ def by_gradient(
     loss (section 2a); which loss, and to sum over channels, is [I]: logits need no labels, and do
     not fade on images that the model is sure of.
     """
-    kinds = {layer.node: layer.kind for layer in layers}
-    found: dict[str, list[Tensor]] = {name: [] for name in kinds}
     generator = torch.Generator().manual_seed(SEED)
-    for part in zip(*(leaf.split(IMAGES) for leaf in leaves), strict=True):
-        runner = Kept(graph_module, kinds)
-        with torch.enable_grad():
-            inputs = [leaf.detach().clone().requires_grad_() for leaf in part]
-            logits = logits_of(runner.run(*inputs, enable_io_processing=False))
-            direction = torch.randn(logits.shape, generator=generator)
-            outputs = [runner.kept[name] for name in kinds]
-            gradients = torch.autograd.grad((logits * direction).sum(), outputs, allow_unused=True)
-        for (name, kind), output, gradient in zip(kinds.items(), outputs, gradients, strict=True):
-            axis = -1 if kind == "linear" else 1
-            squared = torch.zeros_like(output) if gradient is None else gradient.square()
-            found[name].append(squared.sum(axis).detach().reshape(-1))
+
+    def projected(logits: Tensor) -> Tensor:
+        return (logits * torch.randn(logits.shape, generator=generator)).sum()
+
+    found = _by_row(graph_module, leaves, layers, projected, torch.sum)
+    return {name: _mean_one(weights) for name, weights in found.items()}
+
+
+def by_loss(
+    graph_module: GraphModule, leaves: Leaves, layers: Collection[Layer]
+) -> dict[str, Tensor]:
+    """Squared gradient of the loss at each row of a layer's output, averaged over channels, by
+    layer node: float32 ``[n]``, image by image.
+
+    Tokens that the model drops before its head count for nothing in the last block. Layers that are
+    not in the graph are left out.
+    """
+    there = {node.name for node in graph_module.graph.nodes}
+    found = [layer for layer in layers if layer.node in there]
+    return _by_row(graph_module, leaves, found, own_entropy, torch.mean)
+
+
+def _by_row(
+    graph_module: GraphModule,
+    leaves: Leaves,
+    layers: Collection[Layer],
+    loss: Loss,
+    over_channels: Callable[[Tensor, int], Tensor],
+) -> dict[str, Tensor]:
+    """Squared gradients at outputs of layers, a number for each row: token, or patch."""
+    found: dict[str, list[Tensor]] = {layer.node: [] for layer in layers}
+    for part in parts_of(leaves, IMAGES):
+        squared = Kept(graph_module, found).squared_gradients(part, found, loss)
+        for layer in layers:
+            axis = -1 if layer.kind == "linear" else 1
+            found[layer.node].append(over_channels(squared[layer.node], axis).reshape(-1))
         return_free_memory()
-    return {name: _mean_one(torch.cat(parts)) for name, parts in found.items()}
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def _mean_one(weights: Tensor) -> Tensor:

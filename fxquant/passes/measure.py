@@ -15,6 +15,7 @@ from fxquant.errors import PipelineError
 from fxquant.passes.running import Runner
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, State
+from fxquant.quant.calibration import parts_of
 
 OUTPUT = "(output)"
 
@@ -51,7 +52,7 @@ class Measure(Pass):
         watched = {node: name for node, name in watched.items() if node in present}
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
         sample = state.calibration.sample(self.images)
-        for leaves in zip(*(leaf.split(2) for leaf in sample), strict=True):
+        for leaves in parts_of(sample, 2):
             _accumulate(state.float_graph, state.graph, leaves, watched, sums)
         measured = {
             name: float((10 * torch.log10(signal / noise.clamp(min=1e-30))).clamp(-150, 150))

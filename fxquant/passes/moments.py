@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from fxquant.graph.convolution import CONVOLUTION, Convolution
 from fxquant.passes.running import fast_linear
 from fxquant.quant.ridge import Moments
 
@@ -20,15 +20,10 @@ def not_a_linear(node: Node) -> str:
     """Why a weighted node is no linear over the last axis or over patches; empty where it is."""
     if node.target is aten.linear.default:
         return ""
-    weight = node.args[1]
-    assert isinstance(weight, Node)
-    kernel = tuple(weight.meta["val"].shape[2:])
-    defaults = ((1,) * len(kernel), (0,) * len(kernel), (1,) * len(kernel), 1)
-    given = (*node.args[3:], *defaults[len(node.args) - 3 :])[:4]
-    stride, padding, dilation, groups = given
-    if node.target is not aten.conv2d.default:
+    if node.target is not CONVOLUTION:
         return f"{node.target} is no linear over patches"
-    if tuple(stride) != kernel or any(padding) or any(d != 1 for d in dilation) or groups != 1:  # type: ignore[arg-type,union-attr]
+    form = Convolution.of(node)
+    if form.stride != form.kernel or form.padded or form.dilated or form.groups != 1:
         return "its patches overlap, are padded or are dilated: no linear over patches"
     return ""
 
@@ -37,11 +32,7 @@ def rows_of(node: Node, x: Tensor) -> Tensor:
     """``[n, C]``: what meets each row of the weight ``[O, C]``, flattened, image by image."""
     if node.target is aten.linear.default:
         return x.reshape(-1, x.shape[-1])
-    weight = node.args[1]
-    assert isinstance(weight, Node)
-    kernel = tuple(weight.meta["val"].shape[2:])
-    patches = F.unfold(x, kernel, stride=kernel)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    return Convolution.of(node).patches(x).flatten(0, 1)
 
 
 def moments_of(x: Tensor, x_hat: Tensor, weights: Tensor) -> Moments:

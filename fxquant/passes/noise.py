@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError
+from fxquant.errors import PipelineError
 from fxquant.graph.tensors import copy_graph, prune
+from fxquant.passes.data import at_hand, calibration_of
+from fxquant.passes.importance import by_loss
 from fxquant.passes.noising.choices import STEP, Choice, fold_of, recorded, refuse
 from fxquant.passes.noising.folds import plan_fold
-from fxquant.passes.noising.importance import row_importance
 from fxquant.passes.noising.paths import Fold
 from fxquant.passes.noising.rewrite import Addition, carry_out
 from fxquant.passes.noising.search import (
@@ -33,10 +34,9 @@ from fxquant.passes.noising.search import (
 from fxquant.passes.noising.sites import NoiseSite, noise_sites
 from fxquant.passes.noising.theory import provable_share
 from fxquant.passes.running import Runner
-from fxquant.passes.stepping import gather
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, Note, State
-from fxquant.quant.calibration import BATCH, Calibration, Leaves
+from fxquant.quant.calibration import Leaves
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,13 @@ class Noise(Pass):
             if task.known is None or (on_data and task.known.amount != Amount())
         }
         if waiting:
-            leaves = self._leaves(state.calibration)
+            what = "noise is searched on calibration data"
+            calibration = calibration_of(state, self.name, what)
+            leaves = at_hand(calibration, self.images, where=f"pass {self.name}")
             importance: dict[str, Tensor] = {}
             if self.objective == "fisher":
-                readers = [reader for task in waiting.values() for reader in task.site.readers]
-                importance = row_importance(state.float_graph, leaves, readers)
+                layers = [r.layer for task in waiting.values() for r in task.site.readers]
+                importance = by_loss(state.float_graph, leaves, layers)
 
             def visiting(number: int, task: _Task) -> Callable[[Tensor], None]:
                 def visit(x: Tensor) -> None:
@@ -260,14 +262,3 @@ class Noise(Pass):
             "provable_share": share,
             "reason": reason,
         }
-
-    def _leaves(self, calibration: Calibration | None) -> Leaves:
-        if calibration is None:
-            raise CalibrationError(
-                "noise is searched on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or a pipeline without this pass",
-            )
-        if self.images <= BATCH:
-            return calibration.sample(self.images)
-        return gather(calibration, self.images, where=f"pass {self.name}")

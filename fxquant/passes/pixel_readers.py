@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.convolution import CONVOLUTION
 from fxquant.graph.flow import moved_through
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of
-from fxquant.passes.images import CONVOLUTION, image_channels
+from fxquant.passes.images import image_channels
 from fxquant.quant.pixels import PixelGrid
 
 aten = torch.ops.aten

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from fxquant.errors import CalibrationError, PipelineError
+from fxquant.errors import PipelineError
 from fxquant.graph.layers import Layer
 from fxquant.passes.calibrate import static_sites
+from fxquant.passes.data import calibration_of
 from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.region_choices import read, record
 from fxquant.passes.region_search import Outcome, compare, gathered
@@ -125,14 +126,10 @@ class RegionScales(Pass):
     ) -> dict[str, Outcome | str]:
         if not sites:
             return {}
-        if state.calibration is None:
-            raise CalibrationError(
-                "two regions are searched on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or a pipeline without this pass",
-            )
+        what = "two regions are searched on calibration data"
+        calibration = calibration_of(state, self.name, what)
         wanted = {site: (layer, self._scheme(layer, one)) for site, (layer, one) in sites.items()}
-        samples = gathered(state.float_graph, wanted, state.calibration, self.images, self.rows)
+        samples = gathered(state.float_graph, wanted, calibration, self.images, self.rows)
         outcomes: dict[str, Outcome | str] = {}
         for site, (layer, scheme) in wanted.items():
             span = self._span(layer, state.target)

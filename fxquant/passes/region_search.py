@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.graph.layers import Layer
-from fxquant.passes.running import Runner, return_free_memory
+from fxquant.passes.data import at_hand
+from fxquant.passes.running import Runner, in_turn, return_free_memory
 from fxquant.passes.searching import Search, weigh
-from fxquant.passes.stepping import gather
 from fxquant.passes.watched import watched_tensors
-from fxquant.quant.calibration import BATCH, Calibration
+from fxquant.quant.calibration import Calibration, parts_of
 from fxquant.quant.qparams import QParams, Split
 from fxquant.quant.region import LARGEST_SHIFT
 from fxquant.quant.scheme import Scheme
-from fxquant.quant.search.best import Candidate, total
+from fxquant.quant.search.best import Candidate, joined, total
 from fxquant.quant.search.objective import Objective, make_objectives
 from fxquant.quant.search.region import best_of_shift, split_of
 
@@ -75,13 +75,9 @@ def gathered(
         outputs[search.watched.source.name].append(search.update)
         if search.gram is not None and search.watched.partner is not None:
             outputs[search.watched.partner.name].append(search.gram.update)
-    leaves = (
-        calibration.sample(images)
-        if images <= BATCH
-        else gather(calibration, images, where="pass region")
-    )
-    runner = Runner(graph_module, outputs={name: _each(calls) for name, calls in outputs.items()})
-    for part in zip(*(leaf.split(_CHUNK) for leaf in leaves), strict=True):
+    leaves = at_hand(calibration, images, where="pass region")
+    runner = Runner(graph_module, outputs={name: in_turn(calls) for name, calls in outputs.items()})
+    for part in parts_of(leaves, _CHUNK):
         runner(part)
         return_free_memory()
     weighed = [search for search in searches if search.importance]
@@ -130,29 +126,15 @@ def _best_at(scheme: Scheme, sample: Sample, split: Split, shift: int) -> tuple[
         assert one is not None  # without a bound there is always a best one
         error += one[0]
         made.append(one[1])
-    return error, _joined(scheme, tuple(made))
+    return error, joined(scheme, tuple(made))
 
 
 def _sample(search: Search) -> Sample:
     watched, where = search.watched, search.watched.sites[0]
-    output = importance = None
-    if search.gram is not None:
-        output = search.gram.weight()
-    elif watched.weighs:
-        output = watched.weight(search.graph_module)
-    if search.importance:
-        importance = torch.cat([one.rows(where=where) for one in search.importance], dim=1)
-    objectives = make_objectives(watched.scheme, search.rows.rows(where=where), output, importance)
+    rows = search.rows.rows(where=where)
+    objectives = make_objectives(watched.scheme, rows, *search.weighing(where))
     lows, highs = (end.flatten().tolist() for end in (search.seen.low, search.seen.high))
     return Sample(objectives, tuple(lows), tuple(highs))
-
-
-def _each(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
-    def update(x: Tensor) -> None:
-        for one in calls:
-            one(x)
-
-    return update
 
 
 def _energy(objective: Objective) -> float:
@@ -170,11 +152,3 @@ def _apart(qparams: QParams) -> Candidate:
         replace(qparams, scheme=single, scale=scale, zero_point=zero_point)
         for scale, zero_point in zip(qparams.scale, qparams.zero_point, strict=True)
     )
-
-
-def _joined(scheme: Scheme, parameters: Candidate) -> QParams:
-    if scheme.granularity != "head":
-        return replace(parameters[0], scheme=scheme)
-    scale = torch.stack([one.scale for one in parameters])
-    zero_point = torch.stack([one.zero_point for one in parameters])
-    return replace(parameters[0], scheme=scheme, scale=scale, zero_point=zero_point)

@@ -10,14 +10,15 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError, PlanError
+from fxquant.errors import PipelineError, PlanError
 from fxquant.graph.tensors import constant_of, copy_graph, prune
+from fxquant.passes.data import calibration_of, gather
 from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.importance import Importance, by_energy, by_gradient
 from fxquant.passes.moments import not_a_linear, rows_of
 from fxquant.passes.refit import Fit, LayerSample, Rounding
 from fxquant.passes.running import fast_linear
-from fxquant.passes.stepping import Stop, Upstream, gather, in_lockstep
+from fxquant.passes.stepping import Stop, Upstream, in_lockstep
 from fxquant.passes.stored import (
     StoredWeight,
     bias_of,
@@ -90,13 +91,8 @@ class Ridge(Pass):
     def run(self, state: State) -> State:
         """Set ``graph`` and ``plan``; the incoming graph and its tensors are left as they were."""
         made = GraphModule(state.graph, copy_graph(state.graph.graph))
-        if state.calibration is None:
-            raise CalibrationError(
-                "weights are fitted on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or leave the pass out: pipeline.without('ridge')",
-            )
-        leaves = gather(state.calibration, self.images, where=f"pass {self.name}")
+        calibration = calibration_of(state, self.name, "weights are fitted on calibration data")
+        leaves = gather(calibration, self.images, where=f"pass {self.name}")
         weighted = [la for la in state.layers if la.kind in WEIGHTED]
         weights: dict[str, Tensor] = {}
         if self.importance == "gradient":
@@ -168,7 +164,9 @@ class _Work:
         name = stop.layer.name
         strength, rounding = sample.strength(self.options.activation), self.options.weight
         fit = self._fit(sample, name, strength, rounding)
-        before = sample.output_db(weight_value(self.graph, stored), bias_of(self.graph, stop.node))
+        weight = weight_value(self.graph, stop.node)
+        assert weight is not None
+        before = sample.output_db(weight, bias_of(self.graph, stop.node))
         after = sample.output_db(fit.weight, fit.bias)
         measured = {"before_db": round(before, 3), "after_db": round(after, 3)}
         if not after > before:
@@ -189,7 +187,7 @@ class _Work:
 
     def _put(self, stop: Stop, stored: StoredWeight, fit: Fit) -> None:
         stored.exchange(self.graph, fit.codes, fit.qparams)
-        exchange_bias(self.graph, stop.layer, stop.node, fit.bias)
+        exchange_bias(self.graph, stop.layer.name, stop.node, fit.bias)
 
     def _decline(self, layer: str, measured: dict[str, float], reason: str) -> None:
         chosen = {"declined": True, **measured, "reason": reason}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +34,16 @@ def return_free_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def in_turn(callbacks: Sequence[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
+    """One callback that shows a tensor to several."""
+
+    def show(x: Tensor) -> None:
+        for callback in callbacks:
+            callback(x)
+
+    return show
 
 
 class Runner(Interpreter):

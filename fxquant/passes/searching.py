@@ -10,7 +10,7 @@ from fxquant.passes.fisher import IMAGES, values_and_importance
 from fxquant.passes.gram import Gram
 from fxquant.passes.sampling import RowSample
 from fxquant.passes.watched import Watched
-from fxquant.quant.calibration import Leaves
+from fxquant.quant.calibration import Leaves, parts_of
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme
 from fxquant.quant.search import search_qparams
@@ -39,8 +39,8 @@ class Search:
         """Take in a batch of the tensor."""
         self.seen.update(self.watched.rows(x))
 
-    def qparams(self, scheme: Scheme, *, where: str = "") -> QParams:
-        """The best parameters on the sample."""
+    def weighing(self, where: str = "") -> tuple[Tensor | None, Tensor | None]:
+        """What the readers make of errors and how much each of it counts, where the rule asks."""
         output = importance = None
         if self.gram is not None:
             output = self.gram.weight()
@@ -48,6 +48,11 @@ class Search:
             output = self.watched.weight(self.graph_module)
         if self.importance:
             importance = torch.cat([sample.rows(where=where) for sample in self.importance], dim=1)
+        return output, importance
+
+    def qparams(self, scheme: Scheme, *, where: str = "") -> QParams:
+        """The best parameters on the sample."""
+        output, importance = self.weighing(where)
         return search_qparams(
             scheme,
             self.rows.rows(where=where),
@@ -65,7 +70,7 @@ def weigh(graph_module: GraphModule, searches: list[Search], sample: Leaves) -> 
         for search in searches
         for reader in search.watched.readers
     }
-    for leaves in zip(*(leaf.split(IMAGES) for leaf in sample), strict=True):
+    for leaves in parts_of(sample, IMAGES):
         found = values_and_importance(graph_module, leaves, sources)
         for search in searches:
             watched = search.watched

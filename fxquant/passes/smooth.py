@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError, PlanError
+from fxquant.errors import PipelineError, PlanError
 from fxquant.graph.layers import find_layers
 from fxquant.graph.tensors import copy_graph, prune
+from fxquant.passes.data import calibration_of
 from fxquant.passes.folding import fold_sites, value_sites
 from fxquant.passes.folding.candidates import (
     SEARCHED_ALPHAS,
@@ -143,17 +144,12 @@ class Smooth(Pass):
         readers = {reader.view: reader.node for place in places for reader in place.site.readers}
         if not readers:
             return {}
-        if state.calibration is None:
-            raise CalibrationError(
-                "smoothing needs calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or a pipeline without this pass",
-            )
+        calibration = calibration_of(state, self.name, "smoothing needs calibration data")
         percentiles = self.choose in {"repq", "searched"} or any(
             choice is not None and choice.choose == "repq" for choice in known.values()
         )
         rows = ROWS if percentiles else SCORED
-        return collect(state.graph, state.calibration, readers, self.images, rows)
+        return collect(state.graph, calibration, readers, self.images, rows)
 
     def _decide(self, place: Place, readings: list[Reading]) -> tuple[Choice, dict[str, Any]]:
         """The candidate with the least output error, and what the plan says of it."""

@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxquant.errors import CalibrationError
 from fxquant.graph.flow import depends_on_input
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import tensor_at
 from fxquant.passes.fit import WEIGHTED
 from fxquant.passes.running import fast_linear, return_free_memory
 from fxquant.quant import ops
-from fxquant.quant.calibration import Calibration, Leaves
+from fxquant.quant.calibration import Leaves
 
 aten = torch.ops.aten
 Upstream = Literal["float", "quantized"]
@@ -156,20 +155,3 @@ def in_lockstep(
             outputs = partial(one.output, twin, x), partial(other.output, node, x_hat)
             visit(Stop(wanted[twin.name], twin, node, x, x_hat, *outputs))
             return_free_memory()
-
-
-def gather(calibration: Calibration, images: int, *, where: str) -> Leaves:
-    """The first ``images`` samples as one batch, or all there are if they are fewer.
-
-    Raises :class:`CalibrationError` where the data is empty.
-    """
-    parts: list[Leaves] = []
-    have = 0
-    for leaves in calibration.batches():
-        parts.append(tuple(leaf[: images - have] for leaf in leaves))
-        have += parts[-1][0].shape[0]
-        if have >= images:
-            break
-    if not parts:
-        raise CalibrationError("the calibration data is empty", where=where)
-    return tuple(torch.cat(leaf) for leaf in zip(*parts, strict=True))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.layers import Layer
-from fxquant.graph.tensors import add_buffer, attribute_name, constant_of, tensor_at
+from fxquant.graph.tensors import attribute_name, constant_of, exchange_argument, tensor_at
 from fxquant.quant import ops
 from fxquant.quant.qparams import QParams
 
@@ -56,9 +56,34 @@ class StoredWeight:
             self.dequantize.update_arg(1, float(qparams.scale))
 
 
+def weight_value(graph_module: GraphModule, node: Node) -> Tensor | None:
+    """The float32 weight that a layer computes with now, ``[O, C, ...]``: a tensor of the model, or
+    codes dequantized; None where it is computed while the model runs."""
+    value: Tensor | None = _value(graph_module, node.args[1])
+    return value
+
+
+def _value(graph_module: GraphModule, argument: Any) -> Any:
+    if not isinstance(argument, Node):
+        return argument
+    if argument.op == "get_attr":
+        return tensor_at(graph_module, str(argument.target)).detach()
+    if argument.target not in ops.DEQUANTIZE:
+        return None
+    values = [_value(graph_module, part) for part in argument.args]
+    target: Any = argument.target
+    return None if any(value is None for value in values) else target(*values)
+
+
+def bias_node(node: Node) -> Node | None:
+    """The bias among a layer's arguments, None where it has none."""
+    held = node.args[2] if len(node.args) > 2 else None
+    return held if isinstance(held, Node) else None
+
+
 def bias_of(graph_module: GraphModule, node: Node) -> Tensor:
     """A layer's bias ``[O]``, zeros where it has none."""
-    bias = constant_of(graph_module, node.args[2]) if len(node.args) > 2 else None
+    bias = constant_of(graph_module, bias_node(node))
     if bias is not None:
         return bias.detach()
     return torch.zeros(node.args[1].meta["val"].shape[0])  # type: ignore[union-attr]
@@ -66,22 +91,10 @@ def bias_of(graph_module: GraphModule, node: Node) -> Tensor:
 
 def has_plain_bias(node: Node) -> bool:
     """Whether a layer's bias is a tensor of the model, or absent, rather than computed."""
-    bias = node.args[2] if len(node.args) > 2 else None
-    return bias is None or (isinstance(bias, Node) and bias.op == "get_attr")
+    bias = bias_node(node)
+    return bias is None or bias.op == "get_attr"
 
 
-def exchange_bias(graph_module: GraphModule, layer: Layer, node: Node, bias: Tensor) -> None:
+def exchange_bias(graph_module: GraphModule, layer: str, node: Node, bias: Tensor) -> None:
     """Give a layer a bias buffer of its own, whether or not it had a bias."""
-    name = attribute_name(layer.name, "bias")
-    read = add_buffer(graph_module, name, bias, like=node, before=node)
-    node.args = (*node.args[:2], read, *node.args[3:])
-
-
-def weight_value(graph_module: GraphModule, stored: StoredWeight) -> Tensor:
-    """The float32 weight that the layer computes with now."""
-    args = [
-        tensor_at(graph_module, str(a.target)) if isinstance(a, Node) else a
-        for a in stored.dequantize.args
-    ]
-    value: Tensor = stored.dequantize.target(*args)  # type: ignore[operator]
-    return value
+    exchange_argument(graph_module, node, 2, attribute_name(layer, "bias"), bias)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import CalibrationError
+from fxquant.graph.convolution import CONVOLUTION, Convolution
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import constant_of
 from fxquant.quant.scheme import SAMPLED_RULES, Scheme
@@ -86,15 +86,10 @@ def watched_tensors(
 
 def _patches(reader: Node, x: Tensor, site: str) -> Tensor:
     """What a convolution multiplies: ``[B, C, H, W] -> [B, patches, C kh kw]``."""
-    settings: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    settings |= dict(zip(settings, reader.args[3:], strict=False))
-    if reader.target is not torch.ops.aten.conv2d.default or settings.pop("groups") != 1:
+    if reader.target is not CONVOLUTION or Convolution.of(reader).groups != 1:
         raise CalibrationError(
             "errors are weighed at linears, matmuls and ungrouped 2-d convolutions only",
             where=site,
             fix="use the rule mse here",
         )
-    weight = reader.args[1]
-    assert isinstance(weight, Node)
-    kernel = tuple(weight.meta["val"].shape[2:])
-    return F.unfold(x, kernel, **settings).transpose(1, 2)
+    return Convolution.of(reader).patches(x)

@@ -18,6 +18,11 @@ LIMIT = 1024  # samples read by default: ranges hardly move after a few hundred
 Leaves = tuple[Tensor, ...]
 
 
+def parts_of(leaves: Leaves, images: int) -> Iterator[Leaves]:
+    """``leaves`` in parts of ``images`` samples, the last of what remains."""
+    yield from zip(*(leaf.split(images) for leaf in leaves), strict=True)
+
+
 def first_batch(source: Any) -> tuple[Any, Any]:
     """The first batch and a source that still yields it, so that one-shot iterators survive."""
     if isinstance(source, Tensor):

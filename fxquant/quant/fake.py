@@ -12,19 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.quant.library import library
+from fxquant.quant.library import define
 from fxquant.quant.ops import quantize_per_token
 from fxquant.quant.straight import per_head
-
-library.define(
-    "fake_quantize(Tensor x, float scale, int zero_point, int quant_min, int quant_max) -> Tensor"
-)
-library.define("fake_quantize_rows(Tensor x, Tensor scale, int quant_min, int quant_max) -> Tensor")
-library.define(
-    "fake_quantize_heads(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max)"
-    " -> Tensor"
-)
-library.define("fake_quantize_per_token(Tensor x, int quant_min, int quant_max) -> Tensor")
 
 
 def _through(ratio: Tensor, zero_point: Tensor | int, low: int, high: int) -> Tensor:
@@ -34,8 +24,11 @@ def _through(ratio: Tensor, zero_point: Tensor | int, low: int, high: int) -> Te
     return kept + (codes - kept).detach()
 
 
-def _fake_quantize(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
-    return (_through(x * (1.0 / scale), zero_point, low, high) - zero_point) * scale
+def _fake_quantize(
+    x: Tensor, scale: float | Tensor, zero_point: int | Tensor, low: int, high: int
+) -> Tensor:
+    scales, zeros = per_head(scale, x), per_head(zero_point, x)
+    return (_through(x * (1.0 / scales), zeros, low, high) - zeros) * scales
 
 
 def spread_rows(scale: Tensor, x: Tensor) -> Tensor:
@@ -50,13 +43,6 @@ def _fake_quantize_rows(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor
     return _through(x * (1.0 / rows), 0, low, high) * rows
 
 
-def _fake_quantize_heads(
-    x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int
-) -> Tensor:
-    heads, zeros = per_head(scale, x), per_head(zero_point, x)
-    return (_through(x * (1.0 / heads), zeros, low, high) - zeros) * heads
-
-
 def _fake_quantize_per_token(x: Tensor, low: int, high: int) -> Tensor:
     scale: Tensor
     zero_point: Tensor
@@ -64,15 +50,20 @@ def _fake_quantize_per_token(x: Tensor, low: int, high: int) -> Tensor:
     return (_through(x * (1.0 / scale), zero_point, low, high) - zero_point) * scale
 
 
-library.impl("fake_quantize", _fake_quantize, "CompositeImplicitAutograd")
-library.impl("fake_quantize_rows", _fake_quantize_rows, "CompositeImplicitAutograd")
-library.impl("fake_quantize_heads", _fake_quantize_heads, "CompositeImplicitAutograd")
-library.impl("fake_quantize_per_token", _fake_quantize_per_token, "CompositeImplicitAutograd")
-
-fake_quantize = torch.ops.fxquant.fake_quantize.default
-fake_quantize_rows = torch.ops.fxquant.fake_quantize_rows.default
-fake_quantize_heads = torch.ops.fxquant.fake_quantize_heads.default
-fake_quantize_per_token = torch.ops.fxquant.fake_quantize_per_token.default
+_RANGE = "int quant_min, int quant_max"
+fake_quantize = define(
+    f"fake_quantize(Tensor x, float scale, int zero_point, {_RANGE}) -> Tensor", _fake_quantize
+)
+fake_quantize_heads = define(
+    f"fake_quantize_heads(Tensor x, Tensor scale, Tensor zero_point, {_RANGE}) -> Tensor",
+    _fake_quantize,
+)
+fake_quantize_rows = define(
+    f"fake_quantize_rows(Tensor x, Tensor scale, {_RANGE}) -> Tensor", _fake_quantize_rows
+)
+fake_quantize_per_token = define(
+    f"fake_quantize_per_token(Tensor x, {_RANGE}) -> Tensor", _fake_quantize_per_token
+)
 
 
 def storage_dtype(low: int, high: int) -> torch.dtype:

@@ -15,21 +15,13 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
-from fxquant.quant.library import library
+from fxquant.quant.library import define_both
 from fxquant.quant.straight import per_head, straight_through
 
 ADALOG_DENOMINATOR = 37
 GELU_OFFSET = 0.16997124254703522  # -min GELU, at x = -0.7518; the papers' constant
 
 _FORM = "int numerator, int denominator, float offset, int bits"
-library.define(f"quantize_log(Tensor x, float scale, {_FORM}) -> Tensor")
-library.define(f"dequantize_log(Tensor codes, float scale, {_FORM}, int levels) -> Tensor")
-library.define(f"quantize_log_per_head(Tensor x, Tensor scale, {_FORM}) -> Tensor")
-library.define(
-    f"dequantize_log_per_head(Tensor codes, Tensor scale, {_FORM}, int levels) -> Tensor"
-)
-library.define(f"fake_quantize_log(Tensor x, float scale, {_FORM}, int levels) -> Tensor")
-library.define(f"fake_quantize_log_per_head(Tensor x, Tensor scale, {_FORM}, int levels) -> Tensor")
 
 
 def level_table(numerator: int, denominator: int, bits: int, levels: int) -> list[float]:
@@ -71,33 +63,15 @@ def _levels(codes: Tensor, numerator: int, denominator: int, bits: int, levels: 
 
 
 def _quantize(
-    x: Tensor, scale: float, numerator: int, denominator: int, offset: float, bits: int
-) -> Tensor:
-    return _codes((x.to(torch.float32) + offset) * (1.0 / scale), numerator, denominator, bits)
-
-
-def _dequantize(
-    codes: Tensor,
-    scale: float,
-    numerator: int,
-    denominator: int,
-    offset: float,
-    bits: int,
-    levels: int,
-) -> Tensor:
-    return _levels(codes, numerator, denominator, bits, levels) * scale - offset
-
-
-def _quantize_per_head(
-    x: Tensor, scale: Tensor, numerator: int, denominator: int, offset: float, bits: int
+    x: Tensor, scale: float | Tensor, numerator: int, denominator: int, offset: float, bits: int
 ) -> Tensor:
     ratio = (x.to(torch.float32) + offset) * (1.0 / per_head(scale, x))
     return _codes(ratio, numerator, denominator, bits)
 
 
-def _dequantize_per_head(
+def _dequantize(
     codes: Tensor,
-    scale: Tensor,
+    scale: float | Tensor,
     numerator: int,
     denominator: int,
     offset: float,
@@ -110,7 +84,7 @@ def _dequantize_per_head(
 
 def _fake_quantize(
     x: Tensor,
-    scale: float,
+    scale: float | Tensor,
     numerator: int,
     denominator: int,
     offset: float,
@@ -119,36 +93,13 @@ def _fake_quantize(
 ) -> Tensor:
     form = (scale, numerator, denominator, offset, bits)
     value = _dequantize(_quantize(x, *form), *form, levels)
-    return straight_through(x, value, -offset, scale - offset)
-
-
-def _fake_quantize_per_head(
-    x: Tensor,
-    scale: Tensor,
-    numerator: int,
-    denominator: int,
-    offset: float,
-    bits: int,
-    levels: int,
-) -> Tensor:
-    form = (scale, numerator, denominator, offset, bits)
-    value = _dequantize_per_head(_quantize_per_head(x, *form), *form, levels)
     return straight_through(x, value, -offset, per_head(scale, x) - offset)
 
 
-for _name, _function in {
-    "quantize_log": _quantize,
-    "dequantize_log": _dequantize,
-    "quantize_log_per_head": _quantize_per_head,
-    "dequantize_log_per_head": _dequantize_per_head,
-    "fake_quantize_log": _fake_quantize,
-    "fake_quantize_log_per_head": _fake_quantize_per_head,
-}.items():
-    library.impl(_name, _function, "CompositeImplicitAutograd")
-
-quantize_log = torch.ops.fxquant.quantize_log.default
-dequantize_log = torch.ops.fxquant.dequantize_log.default
-quantize_log_per_head = torch.ops.fxquant.quantize_log_per_head.default
-dequantize_log_per_head = torch.ops.fxquant.dequantize_log_per_head.default
-fake_quantize_log = torch.ops.fxquant.fake_quantize_log.default
-fake_quantize_log_per_head = torch.ops.fxquant.fake_quantize_log_per_head.default
+quantize_log, quantize_log_per_head = define_both("quantize_log", "x", _FORM, _quantize)
+dequantize_log, dequantize_log_per_head = define_both(
+    "dequantize_log", "codes", f"{_FORM}, int levels", _dequantize
+)
+fake_quantize_log, fake_quantize_log_per_head = define_both(
+    "fake_quantize_log", "x", f"{_FORM}, int levels", _fake_quantize
+)

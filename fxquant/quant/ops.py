@@ -12,17 +12,11 @@ import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import Tensor
 
 from fxquant.quant import logarithm, region
-from fxquant.quant.library import library
+from fxquant.quant.library import define, library
 
 __all__ = ["library"]
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny * 2**10
-
-library.define(
-    "quantize_per_token(Tensor x, int quant_min, int quant_max, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-library.define("dequantize_per_token(Tensor codes, Tensor scale, Tensor zero_point) -> Tensor")
 
 
 def _quantize_per_token(
@@ -49,17 +43,21 @@ def _dequantize_per_token(codes: Tensor, scale: Tensor, zero_point: Tensor) -> T
     return (codes.to(torch.float32) - zero_point) * scale
 
 
-library.impl("quantize_per_token", _quantize_per_token, "CompositeImplicitAutograd")
-library.impl("dequantize_per_token", _dequantize_per_token, "CompositeImplicitAutograd")
-
 decomposed = torch.ops.quantized_decomposed
 quantize_per_tensor = decomposed.quantize_per_tensor.default
 dequantize_per_tensor = decomposed.dequantize_per_tensor.default
 quantize_per_channel = decomposed.quantize_per_channel.default
 dequantize_per_channel = decomposed.dequantize_per_channel.default
 dequantize_per_channel_group = decomposed.dequantize_per_channel_group.default
-quantize_per_token = torch.ops.fxquant.quantize_per_token.default
-dequantize_per_token = torch.ops.fxquant.dequantize_per_token.default
+quantize_per_token = define(
+    "quantize_per_token(Tensor x, int quant_min, int quant_max, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    _quantize_per_token,
+)
+dequantize_per_token = define(
+    "dequantize_per_token(Tensor codes, Tensor scale, Tensor zero_point) -> Tensor",
+    _dequantize_per_token,
+)
 quantize_region = region.quantize_region
 dequantize_region = region.dequantize_region
 quantize_region_per_head = region.quantize_region_per_head

@@ -19,29 +19,12 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
-from fxquant.quant.library import library
+from fxquant.quant.library import define_both
 from fxquant.quant.straight import per_head, straight_through
 
 LARGEST_SHIFT = 8
 
-library.define("quantize_region(Tensor x, float scale, int shift, int bits, str split) -> Tensor")
-library.define(
-    "dequantize_region(Tensor codes, float scale, int shift, int bits, str split) -> Tensor"
-)
-library.define(
-    "quantize_region_per_head(Tensor x, Tensor scale, int shift, int bits, str split) -> Tensor"
-)
-library.define(
-    "dequantize_region_per_head(Tensor codes, Tensor scale, int shift, int bits, str split)"
-    " -> Tensor"
-)
-library.define(
-    "fake_quantize_region(Tensor x, float scale, int shift, int bits, str split) -> Tensor"
-)
-library.define(
-    "fake_quantize_region_per_head(Tensor x, Tensor scale, int shift, int bits, str split)"
-    " -> Tensor"
-)
+_FORM = "int shift, int bits, str split"
 
 
 def _check(shift: int, bits: int, split: str) -> None:
@@ -80,19 +63,11 @@ def _multiples(codes: Tensor, shift: int, bits: int, split: str) -> Tensor:
     return (level + flag * ((level << shift) - level)).to(torch.float32)
 
 
-def _quantize(x: Tensor, scale: float, shift: int, bits: int, split: str) -> Tensor:
-    return _codes(x.to(torch.float32) * (1.0 / scale), shift, bits, split)
-
-
-def _dequantize(codes: Tensor, scale: float, shift: int, bits: int, split: str) -> Tensor:
-    return _multiples(codes, shift, bits, split) * scale
-
-
-def _quantize_per_head(x: Tensor, scale: Tensor, shift: int, bits: int, split: str) -> Tensor:
+def _quantize(x: Tensor, scale: float | Tensor, shift: int, bits: int, split: str) -> Tensor:
     return _codes(x.to(torch.float32) * (1.0 / per_head(scale, x)), shift, bits, split)
 
 
-def _dequantize_per_head(codes: Tensor, scale: Tensor, shift: int, bits: int, split: str) -> Tensor:
+def _dequantize(codes: Tensor, scale: float | Tensor, shift: int, bits: int, split: str) -> Tensor:
     return _multiples(codes, shift, bits, split) * per_head(scale, codes)
 
 
@@ -102,33 +77,17 @@ def _ends(shift: int, bits: int, split: str) -> tuple[int, int]:
     return (-half if split == "sign" else 0), (half - 1) << shift
 
 
-def _fake_quantize(x: Tensor, scale: float, shift: int, bits: int, split: str) -> Tensor:
+def _fake_quantize(x: Tensor, scale: float | Tensor, shift: int, bits: int, split: str) -> Tensor:
     value = _dequantize(_quantize(x, scale, shift, bits, split), scale, shift, bits, split)
-    low, high = _ends(shift, bits, split)
-    return straight_through(x, value, low * scale, high * scale)
-
-
-def _fake_quantize_per_head(x: Tensor, scale: Tensor, shift: int, bits: int, split: str) -> Tensor:
-    codes = _quantize_per_head(x, scale, shift, bits, split)
-    value = _dequantize_per_head(codes, scale, shift, bits, split)
     low, high = _ends(shift, bits, split)
     spread = per_head(scale, x)
     return straight_through(x, value, low * spread, high * spread)
 
 
-for _name, _function in {
-    "quantize_region": _quantize,
-    "dequantize_region": _dequantize,
-    "quantize_region_per_head": _quantize_per_head,
-    "dequantize_region_per_head": _dequantize_per_head,
-    "fake_quantize_region": _fake_quantize,
-    "fake_quantize_region_per_head": _fake_quantize_per_head,
-}.items():
-    library.impl(_name, _function, "CompositeImplicitAutograd")
-
-quantize_region = torch.ops.fxquant.quantize_region.default
-dequantize_region = torch.ops.fxquant.dequantize_region.default
-quantize_region_per_head = torch.ops.fxquant.quantize_region_per_head.default
-dequantize_region_per_head = torch.ops.fxquant.dequantize_region_per_head.default
-fake_quantize_region = torch.ops.fxquant.fake_quantize_region.default
-fake_quantize_region_per_head = torch.ops.fxquant.fake_quantize_region_per_head.default
+quantize_region, quantize_region_per_head = define_both("quantize_region", "x", _FORM, _quantize)
+dequantize_region, dequantize_region_per_head = define_both(
+    "dequantize_region", "codes", _FORM, _dequantize
+)
+fake_quantize_region, fake_quantize_region_per_head = define_both(
+    "fake_quantize_region", "x", _FORM, _fake_quantize
+)

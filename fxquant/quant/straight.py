@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Scale = TypeVar("Scale", int, float, Tensor, float | Tensor, int | Tensor)
 
 
 def straight_through(x: Tensor, value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
@@ -18,6 +22,6 @@ def straight_through(x: Tensor, value: Tensor, low: float | Tensor, high: float 
     return value.detach() + (kept - kept.detach())
 
 
-def per_head(scale: Tensor, x: Tensor) -> Tensor:
-    """``[H]`` scales, shaped for ``x [B, H, ...]``."""
-    return scale.reshape(-1, *[1] * (x.dim() - 2))
+def per_head(scale: Scale, x: Tensor) -> Scale:
+    """``[H]`` scales, shaped for ``x [B, H, ...]``; a number, for all of it, stays one."""
+    return scale.reshape(-1, *[1] * (x.dim() - 2)) if isinstance(scale, Tensor) else scale

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxquant.graph.channels import PADDED, channels, endpoints, moved, numbered, route
+from fxquant.graph.channels import PADDED, carries, channels, moved, numbered, route
+from fxquant.graph.flow import consumers
 from tests.graph.captured import graph_of
 
 SIDE, DIM = 4, 8  # inputs are [batch, SIDE, SIDE, DIM]
@@ -124,7 +125,7 @@ def test_padded_zeros_belong_to_every_channel_but_make_none() -> None:
     assert found(lambda x: F.pad(x, (0, 2))) is None
     assert found(lambda x: F.pad(x, (0, 2))[..., :DIM]) == tuple(range(DIM))
     assert found(lambda x: F.pad(x, (0, 0, 1, 1)).mean((1, 2))) == tuple(range(DIM))
-    assert [user.target for user, _ in endpoints(source)] == [aten.gelu.default]
+    assert [user.target for user, _ in consumers(source, carries)] == [aten.gelu.default]
     del graph
 
 
@@ -139,7 +140,7 @@ def test_what_computes_or_pads_with_ones_ends_the_route() -> None:
         _, source, target = ends(movement)
         assert route(source, target) is None
         assert channels(source, target) is None
-        assert [user.target for user, _ in endpoints(source)] != [aten.gelu.default]
+        assert [user.target for user, _ in consumers(source, carries)] != [aten.gelu.default]
 
 
 def test_a_node_is_its_own_channels_and_no_route_leads_back() -> None:

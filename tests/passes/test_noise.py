@@ -16,9 +16,9 @@ from fxquant.errors import CalibrationError, PlanError
 from fxquant.graph.tensors import tensor_at
 from fxquant.passes import Annotate, Apply, Assign, Calibrate
 from fxquant.passes.noise import Noise
-from fxquant.passes.noising.sites import final_weight
 from fxquant.passes.running import Runner
 from fxquant.passes.smooth import Smooth
+from fxquant.passes.stored import weight_value
 from fxquant.quant.scheme import Scheme
 from tests.backends.tiny import MODELS, Block, images, made, tensor
 from tests.passes.noising import choices, noisy, outputs, quantized, site_of, steps, with_choice
@@ -71,7 +71,7 @@ def test_the_recorded_errors_are_those_of_the_graph() -> None:
     choice = choices(after.plan)[FC2]
     assert choice["n"] > 0.0
     site = site_of(state, FC2)
-    weight = final_weight(state.graph, site.readers[0])
+    weight = weight_value(state.graph, site.readers[0].node)
     assert weight is not None
     errors = {}
     for name, graph in (("error_before", state.graph), ("error_after", after.graph)):
@@ -100,7 +100,7 @@ def test_the_bias_takes_off_the_image_under_the_final_weight() -> None:
     added = tensor_at(after.graph, "mlp_fc2__noise")
     assert added.dtype is torch.float32
     assert added.abs().max() <= 0.1
-    weight = final_weight(state.graph, site_of(state, FC2).readers[0])
+    weight = weight_value(state.graph, site_of(state, FC2).readers[0].node)
     assert weight is not None
     moved = tensor_at(state.graph, "mlp.fc2.bias") - tensor_at(after.graph, "mlp_fc2__bias")
     torch.testing.assert_close(moved, weight @ added, rtol=1e-5, atol=1e-7)
@@ -165,7 +165,7 @@ def test_a_shared_quantizer_has_one_choice_and_each_reader_a_bias_of_its_own() -
     assert found["attn.q:input"] == found["attn.k:input"] == found["attn.v:input"]
     moved = tensor_at(after.graph, "norm1__bias") - tensor_at(state.graph, "norm1.bias")
     for reader in site_of(state, "attn.k:input").readers:
-        weight = final_weight(state.graph, reader)
+        weight = weight_value(state.graph, reader.node)
         assert weight is not None
         name = reader.layer.name
         taken = tensor_at(state.graph, f"{name}.bias") - tensor_at(
@@ -259,7 +259,7 @@ def test_a_patch_embedding_gets_one_value_per_image_channel() -> None:
     after = noisy(with_choice(state, "0:input", n=0.5))
     added = tensor_at(after.graph, "0__noise")
     assert added.shape == (3, 1, 1)
-    weight = final_weight(state.graph, site_of(state, "0:input").readers[0])
+    weight = weight_value(state.graph, site_of(state, "0:input").readers[0].node)
     assert weight is not None
     image = torch.nn.functional.conv2d(added.expand(1, 3, 4, 4), weight)[0, :, 0, 0]
     torch.testing.assert_close(tensor_at(after.graph, "0__bias"), -image)

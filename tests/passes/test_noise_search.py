@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fxquant import State
 from fxquant.errors import PipelineError
+from fxquant.passes.importance import by_loss
 from fxquant.passes.noise import Noise
-from fxquant.passes.noising.importance import row_importance
 from fxquant.passes.noising.rewrite import image_of
 from fxquant.passes.noising.search import (
     Amount,
@@ -24,8 +24,8 @@ from fxquant.passes.noising.search import (
     take_sample,
 )
 from fxquant.passes.noising.search import Noise as Kind
-from fxquant.passes.noising.sites import final_weight
 from fxquant.passes.noising.theory import provable_share
+from fxquant.passes.stored import weight_value
 from tests.backends.tiny import made, tensor
 from tests.passes.noising import choices, noisy, quantized, sample_of, site_of
 
@@ -169,7 +169,7 @@ def test_a_wide_weight_is_replaced_by_a_factor_with_the_same_norms() -> None:
     state = quantized(made(lambda: nn.Sequential(nn.Linear(8, 40))), x)
     sample = sample_of(state, PLACE, x)
     assert sample.weight.shape == (8, 8)
-    weight = final_weight(state.graph, site_of(state, PLACE).readers[0])
+    weight = weight_value(state.graph, site_of(state, PLACE).readers[0].node)
     assert weight is not None
     direct = (sample.rows.double() @ weight.double().t()).square().sum()
     assert sample.signal == pytest.approx(float(direct), rel=1e-5)
@@ -243,7 +243,7 @@ def test_rows_that_the_loss_does_not_hang_on_count_for_nothing() -> None:
     x = tensor(8, 10, 16)
     state = quantized(made(First), x)
     site = site_of(state, "fc:input")
-    found = row_importance(state.float_graph, (x,), site.readers)
+    found = by_loss(state.float_graph, (x,), [reader.layer for reader in site.readers])
     counts = next(iter(found.values()))
     assert counts.shape == (80,)
     assert (counts.reshape(8, 10)[:, 1:] == 0).all()

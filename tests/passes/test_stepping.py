@@ -11,8 +11,9 @@ import fxquant
 from fxquant import Pipeline, State
 from fxquant.graph.tensors import copy_graph
 from fxquant.passes import Annotate, Apply, Assign, Calibrate
+from fxquant.passes.data import gather
 from fxquant.passes.running import Runner
-from fxquant.passes.stepping import Stop, Walker, gather, in_lockstep
+from fxquant.passes.stepping import Stop, Walker, in_lockstep
 from fxquant.passes.stored import exchange_bias
 from fxquant.quant import ops
 from tests.backends.tiny import MODELS, images, made
@@ -99,7 +100,7 @@ def test_what_a_visit_exchanges_is_what_the_rest_of_the_graph_runs_with() -> Non
         if stop.layer is first:
             before = stop.now()
             made_graph.register_buffer(scale, made_graph.get_buffer(scale) * 2)
-            exchange_bias(made_graph, stop.layer, stop.node, torch.ones(before.shape[-1]))
+            exchange_bias(made_graph, stop.layer.name, stop.node, torch.ones(before.shape[-1]))
             outputs["first"] = (before, stop.now())
 
     in_lockstep(state.float_graph, made_graph, (data,), state.layers, visit)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch.fx import GraphModule
 
 from fxquant.backends.x86.rules import INPUT, check_linear, emit, substitute
 from fxquant.backends.x86.weights import Packer
+from fxquant.graph.convolution import CONVOLUTION, Convolution
 from fxquant.graph.pattern import Any_, Op, Pattern
 from fxquant.graph.rule import Decline, Match
 from fxquant.graph.shapes import shape_of
 from fxquant.graph.tensors import call
 
 aten = torch.ops.aten
-_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,17 @@ class PatchConvolution:
 
     packer: Packer
     name: ClassVar[str] = "qlinear-patches"
-    pattern: ClassVar[Pattern] = Op((aten.conv2d.default,), (INPUT, Any_("weight")), name="linear")
+    pattern: ClassVar[Pattern] = Op((CONVOLUTION,), (INPUT, Any_("weight")), name="linear")
 
     def check(self, graph_module: GraphModule, match: Match) -> Match | Decline:
         """No overlap, padding, dilation or groups, and patches that tile the image."""
-        given: tuple[Any, ...] = match.root.args[3:]
-        stride, padding, dilation, groups = (*given, *_DEFAULTS[len(given) :])
-        kernel = shape_of(match["weight"])[2:]
+        form = Convolution.of(match.root)
         image = shape_of(match["input"])[2:]
-        if tuple(stride) != kernel:
+        if form.stride != form.kernel:
             return Decline("patches overlap or leave gaps: no int8 convolution kernel yet")
-        if padding != [0, 0] or groups != 1:
+        if form.padded or form.groups != 1:
             return Decline("padded or grouped convolution: no int8 kernel yet")
-        if dilation != [1, 1] or any(n % k for n, k in zip(image, kernel, strict=True)):
+        if form.dilated or any(n % k for n, k in zip(image, form.kernel, strict=True)):
             return Decline("the patches do not tile the image")
         return check_linear(graph_module, match)
 

@@ -10,7 +10,13 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph.pattern import match
 from fxquant.graph.roles.norms import AFFINE
-from fxquant.graph.tensors import add_buffer, attribute_name, constant_of, read_buffer
+from fxquant.graph.tensors import (
+    add_buffer,
+    attribute_name,
+    constant_of,
+    exchange_argument,
+    read_buffer,
+)
 from fxquant.passes.folding.migration import Migration
 from fxquant.passes.folding.sites import FoldSite
 from fxquant.passes.folding.values import ValueSite
@@ -147,11 +153,4 @@ def _replace(
 ) -> Node:
     """Let argument ``place`` of ``node`` be a new buffer."""
     name = attribute_name(layer, f"smooth_{slot}")
-    made = add_buffer(graph_module, name, value.detach(), like=node, before=node)
-    node.args = (
-        *node.args[:place],
-        *[None] * (place - len(node.args)),
-        made,
-        *node.args[place + 1 :],
-    )
-    return made
+    return exchange_argument(graph_module, node, place, name, value.detach())

@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxquant.graph.channels import (
     MIXED,
-    endpoints,
+    carries,
     is_padding,
     is_zero_padding,
     moved,
@@ -18,6 +18,7 @@ from fxquant.graph.channels import (
     per_channel,
     route,
 )
+from fxquant.graph.flow import consumers
 from fxquant.graph.layer_names import CONV, LINEAR
 from fxquant.graph.layers import Layer
 from fxquant.graph.shapes import shape_of
@@ -69,7 +70,7 @@ def fold_sites(graph_module: GraphModule, layers: tuple[Layer, ...]) -> tuple[Fo
 
 
 def _site(layer: Layer, norm: Node, by_node: Mapping[str, Layer]) -> FoldSite:
-    ends = dict(endpoints(norm))
+    ends = dict(consumers(norm, carries))
     reasons = [_unfit(norm), "" if ends else "nothing reads it"]
     padded = False
     for user in (node for node in norm.graph.nodes if node in ends):

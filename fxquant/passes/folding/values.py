@@ -15,13 +15,14 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.channels import (
     MIXED,
     PADDED,
-    endpoints,
+    carries,
     moved,
     numbered,
     per_channel,
     route,
     uniform,
 )
+from fxquant.graph.flow import consumers, origin
 from fxquant.graph.layer_names import LINEAR
 from fxquant.graph.layers import Layer
 from fxquant.passes.folding.sites import Reader, linear_problem, shared_elsewhere
@@ -78,7 +79,7 @@ def _site(layer: Layer, attention: Node, by_node: Mapping[str, Layer]) -> ValueS
         return decline(f"V has another reader: {reason}")
     readers, columns = [], []
     start = heads.expand(numbered(attention).shape)
-    for user, via in endpoints(attention):
+    for user, via in consumers(attention, carries):
         if user.target not in LINEAR or user.name not in by_node:
             return decline(f"{user.target} at {user.meta.get('layer', '')} reads the result")
         name = by_node[user.name].name
@@ -102,19 +103,14 @@ def _site(layer: Layer, attention: Node, by_node: Mapping[str, Layer]) -> ValueS
 
 def _source(value: object) -> Node | None:
     """The linear that V comes from through nodes that carry a scale."""
-    while isinstance(value, Node) and value.op == "call_function":
-        if value.target in LINEAR:
-            return value
-        if route(value.args[0], value) is None:  # type: ignore[arg-type]
-            return None
-        value = value.args[0]
-    return None
+    source = origin(value, carries) if isinstance(value, Node) else None
+    return source if source is not None and source.target in LINEAR else None
 
 
 def _other_readers(source: Node, attention: Node, place: int, labels: Tensor) -> str:
     """Who else reads a channel that becomes V; empty where nobody does."""
     taken = labels[labels != PADDED].unique()
-    for user, via in endpoints(source):
+    for user, via in consumers(source, carries):
         elsewhere = [i for i, argument in enumerate(user.args) if argument is via]
         if user is attention and elsewhere == [place]:
             continue

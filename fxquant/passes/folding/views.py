@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.errors import CalibrationError
+from fxquant.passes.data import first_images
 from fxquant.passes.running import Runner, return_free_memory
 from fxquant.quant.calibration import Calibration
 
@@ -82,16 +83,11 @@ def collect(
     runner = Runner(
         graph_module, inputs={node: collectors[view].update for view, node in readers.items()}
     )
-    seen = 0
-    for leaves in calibration.batches():
-        batch = min(leaves[0].shape[0], images - seen)
+    for leaves in first_images(calibration, images):
         for collector in collectors.values():
-            collector.batch = batch
-        runner(tuple(leaf[:batch] for leaf in leaves))
+            collector.batch = leaves[0].shape[0]
+        runner(leaves)
         return_free_memory()
-        seen += batch
-        if seen >= images:
-            break
     return {view: collector.view(view) for view, collector in collectors.items()}
 
 

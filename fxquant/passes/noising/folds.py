@@ -81,10 +81,9 @@ def _is_epilogue(quantize: Node) -> bool:
 
 
 def shift_of(node: Node) -> Node | None:
-    """The bias of a linear or norm as a graph node, None where it has none."""
-    if node.target in LINEAR or node.target is aten.layer_norm.default:
-        place = 2 if node.target in LINEAR else 3
-        held = node.args[place] if len(node.args) > place else None
+    """The bias of a norm as a graph node, None where it has none."""
+    if node.target is aten.layer_norm.default:
+        held = node.args[3] if len(node.args) > 3 else None
         return held if isinstance(held, Node) else None
     bound = match(AFFINE, node)
     assert bound is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fxquant.graph.channels import carries, is_padding, moved
+from fxquant.graph.flow import consumers, origin
 
 aten = torch.ops.aten
 FoldKind = Literal["layer_norm", "value_bias", "add"]
@@ -41,24 +41,9 @@ def passes(node: Node) -> bool:
     return _is_cast(node) or (carries(node) and not is_padding(node))
 
 
-def ends(source: Node) -> Iterator[tuple[Node, Node]]:
-    """``(reader, operand)`` pairs behind ``source``, through nodes that pass a summand."""
-    stack, seen = [source], {source}
-    while stack:
-        current = stack.pop()
-        for user in current.users:
-            if not (passes(user) and user.args[0] is current):
-                yield user, current
-            elif user not in seen:
-                seen.add(user)
-                stack.append(user)
-
-
 def start(node: Any) -> Any:
     """The nearest ancestor along first arguments that does more than pass a summand."""
-    while isinstance(node, Node) and node.op == "call_function" and passes(node):
-        node = node.args[0]
-    return node
+    return origin(node, passes) if isinstance(node, Node) else node
 
 
 def carried(labels: Tensor, source: Node, target: Node) -> Tensor:
@@ -78,5 +63,5 @@ def one_to_one(entries: tuple[int, ...] | None) -> bool:
 
 def other_reader(source: Node, quantize: Node) -> str:
     """The layer that reads ``source`` beside ``quantize``; empty where there is none."""
-    others = [user for user, _ in ends(source) if user is not quantize]
+    others = [user for user, _ in consumers(source, passes) if user is not quantize]
     return str(others[0].meta.get("layer", "")) or others[0].name if others else ""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.graph.layer_names import WEIGHTED
-from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of
+from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, exchange_argument
 from fxquant.passes.noising.folds import shift_of
 from fxquant.passes.noising.paths import Fold
 from fxquant.passes.noising.search import Amount
-from fxquant.passes.noising.sites import NoiseSite, Reader, final_weight
+from fxquant.passes.noising.sites import NoiseSite, Reader
+from fxquant.passes.stored import bias_of, exchange_bias, weight_value
 
 aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ def _rescale(addition: Addition) -> None:
 def _take_off(
     graph_module: GraphModule, shifts: dict[Node, Tensor], addition: Addition, reader: Reader
 ) -> None:
-    weight = final_weight(graph_module, reader)
+    weight = weight_value(graph_module, reader.node)
     assert weight is not None
     bias = _held(graph_module, shifts, reader.node)
     bias -= image_of(weight, addition.noise.double()[addition.site.spread] + addition.drift)
@@ -90,41 +90,28 @@ def _held(graph_module: GraphModule, shifts: dict[Node, Tensor], node: Node) -> 
     """The bias of a linear, convolution or norm as collected so far, float64 and flat."""
     if node not in shifts:
         held = _bias(graph_module, node)
-        channels = node.meta["val"].shape[1 if _is_convolution(node) else -1]
-        shifts[node] = (
-            torch.zeros(int(channels), dtype=torch.float64)
-            if held is None
-            else held.detach().to(torch.float64).flatten().clone()
-        )
+        shifts[node] = held.detach().flatten().to(torch.float64, copy=True)
     return shifts[node]
 
 
-def _is_convolution(node: Node) -> bool:
-    return node.target is aten.conv2d.default
-
-
-def _bias_node(node: Node) -> Node | None:
-    if _is_convolution(node):
-        held = node.args[2] if len(node.args) > 2 else None
-        return held if isinstance(held, Node) else None
-    return shift_of(node)
-
-
-def _bias(graph_module: GraphModule, node: Node) -> Tensor | None:
-    return constant_of(graph_module, _bias_node(node))
+def _bias(graph_module: GraphModule, node: Node) -> Tensor:
+    """Zeros where there is none."""
+    if node.target in WEIGHTED:
+        return bias_of(graph_module, node)
+    held = constant_of(graph_module, shift_of(node))
+    return torch.zeros(int(node.meta["val"].shape[-1])) if held is None else held
 
 
 def _store(graph_module: GraphModule, node: Node, shift: Tensor) -> None:
     """A buffer of the node's own: another layer may read the old bias."""
-    old = _bias(graph_module, node)
-    value = shift.to(torch.float32)
-    value = value if old is None else value.reshape(old.shape)
-    name = attribute_name(str(node.meta["layer"]), "bias")
-    held = add_buffer(graph_module, name, value, like=node, before=node)
-    place = _bias_node(node)
-    if place is not None:
-        node.replace_input_with(place, held)
+    value, layer = shift.to(torch.float32), str(node.meta["layer"])
+    if node.target in WEIGHTED:
+        exchange_bias(graph_module, layer, node, value)
         return
-    at = 2 if node.target in WEIGHTED else 3
-    arguments: list[Any] = [*node.args, *[None] * (at - len(node.args))]
-    node.args = (*arguments[:at], held, *arguments[at + 1 :])
+    name, value = attribute_name(layer, "bias"), value.reshape(_bias(graph_module, node).shape)
+    if node.target is aten.layer_norm.default:
+        exchange_argument(graph_module, node, 3, name, value)
+        return
+    old = shift_of(node)
+    assert old is not None
+    node.replace_input_with(old, add_buffer(graph_module, name, value, like=node, before=node))

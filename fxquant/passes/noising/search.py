@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxquant.passes.noising.sites import NoiseSite, convolution_form, final_weight
+from fxquant.graph.convolution import Convolution
+from fxquant.passes.noising.sites import NoiseSite
+from fxquant.passes.stored import weight_value
 from fxquant.quant.noise import gaussian_code_noise, uniform_noise
 
 Noise = Literal["uniform", "gaussian_code", "searched"]
@@ -113,8 +114,7 @@ def take_sample(
     those that count most. Every second image is held out; of a single image every second row.
     """
     if site.is_convolution:
-        stride, _, dilation, _ = convolution_form(site.readers[0].node)
-        x = F.unfold(x, site.kernel, dilation=tuple(dilation), stride=tuple(stride)).transpose(1, 2)
+        x = Convolution.of(site.readers[0].node).patches(x)
     flat = x.reshape(-1, x.shape[-1])
     if importance is None or not bool((importance > 0).any()):
         importance = torch.ones(flat.shape[0])
@@ -123,7 +123,7 @@ def take_sample(
         order = importance.argsort(descending=True, stable=True)
     chosen = order[:rows].sort().values
     image = chosen if images == 1 else chosen // max(1, flat.shape[0] // images)
-    stacked = [final_weight(graph_module, reader) for reader in site.readers]
+    stacked = [weight_value(graph_module, reader.node) for reader in site.readers]
     weight = torch.cat([w.flatten(1) for w in stacked if w is not None])
     counts = importance[chosen] / importance[chosen].mean()
     held_out = image % 2 == 1

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.convolution import CONVOLUTION, Convolution
 from fxquant.graph.layers import Layer
-from fxquant.graph.tensors import constant_of
 from fxquant.passes.fit import WEIGHTED
+from fxquant.passes.stored import has_plain_bias, weight_value
 from fxquant.quant import ops
 
 aten = torch.ops.aten
-LINEAR, CONVOLUTION = aten.linear.default, aten.conv2d.default
 STEPPED = frozenset({ops.quantize_per_tensor, ops.quantize_region})
-_CONVOLUTION_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
 
 
 @dataclass(frozen=True)
@@ -103,26 +102,6 @@ def noise_sites(graph_module: GraphModule, layers: tuple[Layer, ...]) -> tuple[N
     return tuple(sites)
 
 
-def final_weight(graph_module: GraphModule, reader: Reader) -> Tensor | None:
-    """The weight as the quantized graph reads it, float32 ``[O, C, ...]``; None where computed."""
-    value: Tensor | None = _value(graph_module, reader.node.args[1])
-    return value
-
-
-def _value(graph_module: GraphModule, argument: Any) -> Any:
-    """A constant's value: a literal, a buffer, or a stored weight dequantized."""
-    if not isinstance(argument, Node):
-        return argument
-    if argument.op == "get_attr":
-        found = constant_of(graph_module, argument)
-        return None if found is None else found.detach()
-    if argument.target not in ops.DEQUANTIZE:
-        return None
-    values = [_value(graph_module, part) for part in argument.args]
-    target: Any = argument.target
-    return None if any(value is None for value in values) else target(*values)
-
-
 def _refusal(
     graph_module: GraphModule, codes: Node, dequantize: Node, readers: list[Reader]
 ) -> str:
@@ -147,22 +126,13 @@ def _refusal(
 def _unfit(graph_module: GraphModule, reader: Reader) -> str:
     """What stands against taking the noise's image off a layer's bias."""
     node = reader.node
-    bias = node.args[2] if len(node.args) > 2 else None
-    if final_weight(graph_module, reader) is None or (
-        isinstance(bias, Node) and bias.op != "get_attr"
-    ):
+    if weight_value(graph_module, node) is None or not has_plain_bias(node):
         return "its weight or bias is computed while the model runs"
-    if node.target is LINEAR:
+    if node.target is aten.linear.default:
         return ""
     if node.target is not CONVOLUTION:
         return f"{node.target} is no 2-d convolution"
-    _, padding, _, groups = convolution_form(node)
-    if any(padding):
+    form = Convolution.of(node)
+    if form.padded:
         return "zeros are padded in after the quantizer, and they carry no noise"
-    return "grouped convolution" if groups != 1 else ""
-
-
-def convolution_form(node: Node) -> tuple[Any, Any, Any, int]:
-    """Stride, padding, dilation and groups of a 2-d convolution."""
-    given: tuple[Any, ...] = node.args[3:]
-    return (*given, *_CONVOLUTION_DEFAULTS[len(given) :])
+    return "grouped convolution" if form.groups != 1 else ""

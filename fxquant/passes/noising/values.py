@@ -8,10 +8,19 @@ import torch
 from torch.fx import Node
 
 from fxquant.graph.channels import numbered, per_channel, uniform
+from fxquant.graph.flow import consumers
 from fxquant.graph.layer_names import ATTENTION, LINEAR, MATMUL, SOFTMAX
 from fxquant.graph.shapes import rank, shape_of
-from fxquant.passes.noising.paths import Fold, carried, ends, one_to_one, other_reader, start
+from fxquant.passes.noising.paths import (
+    Fold,
+    carried,
+    one_to_one,
+    other_reader,
+    passes,
+    start,
+)
 from fxquant.passes.noising.sites import NoiseSite
+from fxquant.passes.stored import has_plain_bias
 from fxquant.quant import ops
 
 _DROPOUT, _MASK = 4, 3  # places among the arguments of fused attention
@@ -33,8 +42,7 @@ def value_fold(site: NoiseSite) -> Fold | str:
     if not isinstance(source, Node) or source.target not in LINEAR:
         quantized = isinstance(source, Node) and source.target in ops.DEQUANTIZE
         return "V is quantized in between" if quantized else "no linear makes V"
-    bias = source.args[2] if len(source.args) > 2 else None
-    if isinstance(bias, Node) and bias.op != "get_attr":
+    if not has_plain_bias(source):
         return "V's bias is computed while the model runs"
     if other := other_reader(attention, site.quantize):
         return f"{other} reads attention's result too"
@@ -50,7 +58,7 @@ def value_fold(site: NoiseSite) -> Fold | str:
         return "the layer's channels are no channels of V"
     assert entries is not None
     taken = torch.tensor(entries)
-    for user, via in ends(source):
+    for user, via in consumers(source, passes):
         if user is attention and [a for a in user.args if a is via] == [user.args[place]]:
             continue
         if bool(torch.isin(carried(numbered(source), source, via), taken).any()):

@@ -5,11 +5,25 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from fxquant.quant.qparams import QParams
+from fxquant.quant.scheme import Scheme
 from fxquant.quant.search.objective import Objective
 
 Candidate = tuple[QParams, ...]  # one per head; of one member per tensor
+
+
+def joined(scheme: Scheme, candidate: Candidate) -> QParams:
+    """Parameters per tensor, or those of all heads with scales ``[H]``."""
+    first = candidate[0]
+    if scheme.granularity != "head":
+        return replace(first, scheme=scheme)
+    scale = torch.stack([one.scale for one in candidate])
+    zero_point = torch.stack([one.zero_point for one in candidate])
+    return replace(first, scheme=scheme, scale=scale, zero_point=zero_point)
 
 
 def total(candidate: Candidate, objectives: tuple[Objective, ...]) -> float:

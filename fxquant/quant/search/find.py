@@ -10,7 +10,7 @@ from torch import Tensor
 from fxquant.errors import CalibrationError, InputError, SchemeError
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme
-from fxquant.quant.search.best import Candidate, total
+from fxquant.quant.search.best import Candidate, joined, total
 from fxquant.quant.search.logs import offset_of, plain_log, search_log
 from fxquant.quant.search.objective import Objective, make_objectives
 from fxquant.quant.search.region import plain_region, search_region, split_of
@@ -65,7 +65,7 @@ def find(
     searched = plain if scheme.rule == "minmax" else _search(single, lows, highs, objectives)
     count = sum(objective.count for objective in objectives)
     error, plain_error = (total(one, objectives) / count for one in (searched, plain))
-    return Found(_joined(scheme, searched), error, plain_error)
+    return Found(joined(scheme, searched), error, plain_error)
 
 
 def search_qparams(
@@ -123,13 +123,3 @@ def _search(
 
 def _reaches(lows: list[float], highs: list[float]) -> list[float]:
     return [max(-low, high) for low, high in zip(lows, highs, strict=True)]
-
-
-def _joined(scheme: Scheme, parameters: Candidate) -> QParams:
-    """Parameters per tensor, or those of all heads with scales ``[H]``."""
-    first = parameters[0]
-    if scheme.granularity == "tensor":
-        return replace(first, scheme=scheme)
-    scale = torch.stack([one.scale for one in parameters])
-    zero_point = torch.stack([one.zero_point for one in parameters])
-    return replace(first, scheme=scheme, scale=scale, zero_point=zero_point)
