@@ -13,8 +13,8 @@ DATA = (
     "py.typed",
     "recipes/*.yaml",
     "quickstart/*.safetensors",
-    "backends/x86/*.cpp",
-    "backends/x86/*.h",
+    "backends/x86/kernels/*.cpp",
+    "backends/x86/kernels/*.h",
 )
 
 
