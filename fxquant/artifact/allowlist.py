@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import fxquant.graph.weighted
 import fxquant.quant.ops  # noqa: F401  (registers quantized_decomposed and fxquant)
 from fxquant.errors import ArtifactError
 
@@ -145,7 +146,8 @@ _DECOMPOSED = (
 )
 # fmt: on
 
-# A new operator of ours is added here, and in fxquant/quant/ops.py, where it is registered.
+# A new operator of ours is added here, and where it is registered: in fxquant/quant/ops.py, or in
+# fxquant/graph/weighted.py.
 FXQUANT = (
     "fxquant.quantize_per_token.default",
     "fxquant.dequantize_per_token.default",
@@ -157,6 +159,8 @@ FXQUANT = (
     "fxquant.dequantize_log.default",
     "fxquant.quantize_log_per_head.default",
     "fxquant.dequantize_log_per_head.default",
+    "fxquant.row_exponentials.default",
+    "fxquant.weighted_mean.default",
 )
 
 # Printed name -> function and its number of operands.

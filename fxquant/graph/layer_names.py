@@ -8,15 +8,17 @@ from collections import Counter
 import torch
 from torch.fx import GraphModule, Node
 
+from fxquant.graph.weighted import row_exponentials, weighted_mean
+
 aten = torch.ops.aten
 
 LINEAR = frozenset({aten.linear.default})
 CONV = frozenset({aten.conv2d.default, aten.conv1d.default, aten.convolution.default})
-MATMUL = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.default})
+MATMUL = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.default, weighted_mean})
 ATTENTION = frozenset({aten.scaled_dot_product_attention.default})
 NORM = frozenset({aten.layer_norm.default})
 GELU = frozenset({aten.gelu.default})
-SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
+SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default, row_exponentials})
 WEIGHTED = LINEAR | CONV
 _MADE = re.compile(r"__(weight|constant)(_\d+)?$")  # transposed or folded during capture
 _SUFFIX = {

@@ -15,6 +15,7 @@ from fxquant.graph.layers import find_layers
 from fxquant.graph.pattern import Any_, Op, Pattern
 from fxquant.graph.rule import Decline, Match, RuleSet
 from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, copy_graph, prune
+from fxquant.graph.weighted import row_exponentials, weighted_mean
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, Note, State
 
@@ -25,17 +26,22 @@ _NAMES = tuple(argument.name for argument in _FUSED._schema.arguments)
 
 @dataclass(frozen=True)
 class OpenAttention(Pass):
-    """sdpa(q, k, v, M) -> softmax(q kᵀ · scale + M) v.
+    """sdpa(q, k, v, M) -> softmax(q kᵀ · scale + M) v, or e v / sum(e).
 
     An exact rewrite: the same function of the same tensors. ``only``: glob over the names of the
     fused layers; ``blocks.0.attn.sdpa`` becomes ``blocks.0.attn.qk``, ``.softmax`` and ``.av``.
     Where the target has no kernels for products of activations, fused attention is faster and
     stays, unless ``simulate`` is ``ask``. What cannot be written out exactly stays fused, with a
     note.
+
+    ``form``: ``shares`` keeps the softmax; ``exponentials`` puts the division behind the second
+    product, also where attention is written out already, so that a quantizer sees
+    ``e = exp(s - max s)``, whose range is [0, 1] in every row.
     """
 
     only: str = "*"
     simulate: Literal["never", "ask"] = "never"
+    form: Literal["shares", "exponentials"] = "shares"
 
     name: ClassVar[str] = "open_attention"
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.GRAPH, Fact.TARGET})
@@ -47,6 +53,8 @@ class OpenAttention(Pass):
         graph_module = GraphModule(source, copy_graph(source.graph))
         lacks = "" if state.target.matmul or self.simulate == "ask" else state.target.backend
         log = RuleSet((WriteOut(self.only, lacks),)).apply(graph_module)
+        if self.form == "exponentials" and not lacks:
+            log.declined.extend(RuleSet((DivideLast(self.only),)).apply(graph_module).declined)
         prune(graph_module)
         notes = [
             Note(self.name, declined.layer, f"attention stays fused: {declined.reason}")
@@ -120,6 +128,37 @@ class WriteOut:
             return given if isinstance(given, Node) else None
         name = attribute_name(layer, "mask")
         return add_buffer(graph_module, name, constant, like=match.root, before=match.root)
+
+
+@dataclass(frozen=True)
+class DivideLast:
+    """softmax(s) v -> e v / sum(e), with e = exp(s - max s)."""
+
+    only: str = "*"
+
+    name: ClassVar[str] = "divide-last"
+    pattern: ClassVar[Pattern] = Op(
+        (aten.matmul.default,),
+        (Op((aten.softmax.int,), (Any_("scores"),), name="softmax", sole_user=True), Any_("v")),
+    )
+
+    def check(self, graph_module: GraphModule, match: Match) -> Match | Decline:
+        """A softmax over the last axis, in the scores' own dtype."""
+        softmax = match["softmax"]
+        axes = len(softmax.meta["val"].shape)
+        if not fnmatchcase(str(match.root.meta["layer"]), self.only):
+            return Decline(f"it does not match {self.only!r}")
+        if softmax.args[1] not in (-1, axes - 1) or len(softmax.args) > 2 or softmax.kwargs:
+            return Decline("its softmax is over another axis than the keys, or casts")
+        return match
+
+    def rewrite(self, graph_module: GraphModule, match: Match) -> None:
+        """Exponentials for the softmax, a weighted mean for the product."""
+        root, softmax = match.root, match["softmax"]
+        with graph_module.graph.inserting_before(root):
+            made = call(graph_module, row_exponentials, (match["scores"],), like=softmax)
+            mean = call(graph_module, weighted_mean, (made, match["v"]), like=root)
+        root.replace_all_uses_with(mean)
 
 
 _PARTS = ("qk", "softmax", "av")

@@ -62,6 +62,8 @@ def keep_supported(
 def _lack(layer: Layer, site: Site, scheme: Scheme, target: Target) -> str:
     if layer.kind == "matmul" and not target.matmul:
         return f"{target.backend} has no int8 kernel for products of activations"
+    if layer.kind == "matmul" and target.kinds and (scheme.kind, scheme.bits) != ("uniform", 8):
+        return f"{target.backend} multiplies activations in 8-bit uniform codes only"
     if site.slot == "input" and not target.takes(scheme.kind):
         return f"{target.backend} has no kernel for {scheme.kind} codes ({scheme.text()})"
     return ""

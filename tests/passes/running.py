@@ -11,18 +11,20 @@ from torch.fx import GraphModule, Node
 import fxquant
 from fxquant import Fact, Pipeline, Plan, State
 from fxquant.graph.shapes import shape_of
+from fxquant.passes import Assign
 from fxquant.pipeline.target import Target
 from fxquant.quant.calibration import Calibration
 from fxquant.recipe import Recipe
 
 
 def plain() -> Recipe:
-    """W8A8 by min-max ranges alone: the numbers are the model's own, nothing is rewritten first."""
+    """W8A8 by min-max ranges alone: numbers are the model's own, nothing is rewritten first, and
+    attention stays fused."""
     recipe = fxquant.recipe("w8a8")
     pipeline = recipe.pipeline
-    for step in ("exact_input", "smooth", "correct_bias"):
+    for step in ("exact_input", "open_attention", "smooth", "correct_bias"):
         pipeline = pipeline.without(step)
-    return replace(recipe, pipeline=pipeline)
+    return replace(recipe, pipeline=pipeline.replace("assign", Assign()))
 
 
 def target(**changes: Any) -> Target:
