@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -115,20 +115,24 @@ def lower(
     *,
     backend: str = "x86",
     strict: bool = False,
-    executor: Executor = "inductor",
+    executor: Executor = "native",
 ) -> Any:
     """Kernels for a quantized graph: an ``nn.Module`` with ``plan``, ``report`` and ``save``.
 
     ``strict``: raise where a layer planned in int8 gets no int8 kernel (otherwise a warning names
-    it). ``executor``: ``inductor`` compiles what is not a kernel on first call; ``eager`` does not.
+    it). ``executor``: ``native`` runs the whole graph as one program of C++ kernels, built at
+    first use and cached; where it lacks an operation, or there is no compiler, ``inductor`` takes
+    its place and the report says why. ``inductor`` compiles what lies between oneDNN kernels on
+    first call; ``eager`` calls operator by operator.
     """
     if not isinstance(quantized, QuantizedModule):
         raise InputError(
             f"lower takes a quantized model, not {type(quantized).__name__}",
             fix="call fxquant.quantize first, or fxquant.compile for both",
         )
-    if executor not in ("inductor", "eager"):
-        raise InputError(f"unknown executor {executor!r}", fix="use 'inductor' or 'eager'")
+    if executor not in get_args(Executor):
+        known = ", ".join(repr(name) for name in get_args(Executor))
+        raise InputError(f"unknown executor {executor!r}", fix=f"use one of {known}")
     return get_backend(backend).lower(quantized, strict=strict, executor=executor)
 
 
@@ -139,7 +143,7 @@ def compile(
     recipe: str | Path | Recipe | None = None,
     backend: str = "x86",
     strict: bool = False,
-    executor: Executor = "inductor",
+    executor: Executor = "native",
     **options: Any,
 ) -> Any:
     """``model`` in int8 on this CPU: :func:`quantize` and :func:`lower` in a row.
@@ -151,7 +155,7 @@ def compile(
     return lower(quantized, backend=backend, strict=strict, executor=executor)
 
 
-def load(path: str | Path, *, executor: Executor = "inductor", strict: bool = False) -> Any:
+def load(path: str | Path, *, executor: Executor = "native", strict: bool = False) -> Any:
     """Read a ``.fxq`` file; a lowered model is lowered again for this machine, never re-planned.
 
     Raises :class:`~fxquant.errors.ArtifactError` for anything but a sound artifact.

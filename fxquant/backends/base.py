@@ -14,7 +14,7 @@ from fxquant.backends.quantized import QuantizedModule
 from fxquant.errors import BackendError
 from fxquant.pipeline.target import Target
 
-Executor = Literal["inductor", "eager"]
+Executor = Literal["native", "inductor", "eager"]
 
 
 @dataclass(frozen=True)

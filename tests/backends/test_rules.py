@@ -19,6 +19,7 @@ from fxquant.backends.x86 import machine
 from fxquant.backends.x86.lower import lower_graph
 from fxquant.graph.text import print_graph
 from tests.backends.tiny import Attention, Block, Mlp, made, tensor
+from tests.passes.running import plain
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -103,7 +104,8 @@ def test_a_region_becomes_the_widest_kernel(name: str) -> None:
 
 @pytest.mark.skipif(not machine.has_bfloat16(), reason="no bf16 on this machine")
 def test_a_linear_before_bf16_attention_writes_bf16() -> None:
-    quantized = fxquant.quantize(made(lambda: Attention(32, 2)), calibration=tensor(4, 6, 32))
+    model = made(lambda: Attention(32, 2))
+    quantized = fxquant.quantize(model, calibration=tensor(4, 6, 32), recipe=plain())
     kernels = lower_graph(quantized).kernel_of
     assert kernels["qkv"] == "onednn int8, bf16 out"
     assert kernels["proj"] == "onednn int8, f32 out"
@@ -264,7 +266,7 @@ def test_the_lowered_graph_is_the_golden_one(
     monkeypatch.setattr(machine, "has_vnni", lambda: True)
     monkeypatch.setattr(machine, "has_bfloat16", lambda: True)
     build = {"block": lambda: Block(16, 32), "mlp": lambda: Mlp(16, 32, tanh=True)}[kind]
-    quantized = fxquant.quantize(made(build), calibration=tensor(4, 6, 16))
+    quantized = fxquant.quantize(made(build), calibration=tensor(4, 6, 16), recipe=plain())
     text = rounded(print_graph(lower_graph(quantized).graph_module))
     path = GOLDEN / f"{kind}.txt"
     if update_golden:

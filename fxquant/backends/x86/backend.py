@@ -12,6 +12,8 @@ from fxquant.backends.quantized import QuantizedModule
 from fxquant.backends.x86 import machine
 from fxquant.backends.x86.lower import Lowered, lower_graph
 from fxquant.backends.x86.module import LoweredModule
+from fxquant.backends.x86.native import Native, lower_native
+from fxquant.backends.x86.program.values import Unsupported
 from fxquant.errors import BackendError, FxquantWarning, LoweringError
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.target import Target
@@ -48,7 +50,7 @@ class X86Backend:
         with ``strict`` a :class:`LoweringError`; none at all is always an error.
         """
         _check_widths(quantized.plan, self.target())
-        lowered = lower_graph(quantized)
+        lowered, used, note = _lowered(quantized, executor)
         planned = {
             site.layer
             for site, decision in quantized.plan.decisions.items()
@@ -67,9 +69,23 @@ class X86Backend:
             )
         if missing:
             _report_missing(missing, len(planned), strict=strict)
-        return LoweredModule(
-            quantized, lowered, _report(quantized.report, lowered, missing), executor=executor
-        )
+        report = _report(quantized.report, lowered, missing)
+        if note:
+            report = replace(report, notes=(*report.notes, ("", note)))
+        return LoweredModule(quantized, lowered, report, executor=used)
+
+
+def _lowered(
+    quantized: QuantizedModule, executor: Executor
+) -> tuple[Lowered | Native, Executor, str]:
+    """The lowered graph, the executor that runs it, and why it is not the one asked for."""
+    if executor != "native":
+        return lower_graph(quantized), executor, ""
+    try:
+        return lower_native(quantized), executor, ""
+    except Unsupported as error:
+        note = f"runs through Inductor, not as one program: {error}"
+        return lower_graph(quantized), "inductor", note
 
 
 def _check_widths(plan: Plan, here: Target) -> None:
@@ -99,7 +115,7 @@ def _report_missing(missing: dict[str, str], planned: int, *, strict: bool) -> N
     )
 
 
-def _report(report: Report, lowered: Lowered, missing: dict[str, str]) -> Report:
+def _report(report: Report, lowered: Lowered | Native, missing: dict[str, str]) -> Report:
     def renewed(row: Row) -> Row:
         if row.layer in lowered.kernel_of:
             return replace(row, kernel=lowered.kernel_of[row.layer], int8=True)

@@ -6,6 +6,7 @@ last bit; region by region they must agree within one output step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,15 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.backends.x86 import ops as kernels
 from fxquant.backends.x86.canonical import canonical
+from fxquant.backends.x86.compiled import library
 from fxquant.backends.x86.module import LoweredModule
+from fxquant.backends.x86.native import Native
+from fxquant.backends.x86.program.compare import differences
 from fxquant.graph.tensors import tensor_at
 
 _BF16_STEP = 2.0**-7
 _F32_STEP = 2.0**-18
+_NATIVE_F32_STEP = 2.0**-16  # the reference adds up in float32, the kernels in integers
 _F32_EPS = 2.0**-24
 _U8, _S8 = 255, 127  # largest codes
 
@@ -49,14 +54,19 @@ class RegionDifference:
 def region_differences(
     lowered: LoweredModule, leaves: tuple[Tensor, ...]
 ) -> list[RegionDifference]:
-    """One entry per int8 region, for flat inputs ``leaves`` (a few images).
+    """One entry per int8 region, for flat inputs ``leaves`` (a few images). With the ``native``
+    executor a region is a step of the program, compared wherever it leaves a node's value.
 
     The reference is taken in canonical form, where codes are those of the kernels: its values are
     the same bits, and its nodes bear the names that lowered ones remember.
     """
     graph_module = lowered.graph_module
     reference, _ = canonical(lowered.reference)
-    values = _Recorder(reference, _boundary_names(reference))(leaves)
+    record = _Recorder(reference, _boundary_names(reference))
+    if (native := lowered.native) is not None:
+        each = zip(*(leaf.split(1) for leaf in leaves), strict=True)
+        return [entry for image in each for entry in _steps(native, record(image), image)]
+    values = record(leaves)
     found = []
     for node in graph_module.graph.nodes:
         if "replaces" not in node.meta:
@@ -67,6 +77,26 @@ def region_differences(
             ours = _evaluate(graph_module, region, values)
         found.append(_compare(graph_module, kernel, ours, values[node.meta["replaces"]]))
     return found
+
+
+def _steps(
+    native: Native, values: dict[str, Any], image: tuple[Tensor, ...]
+) -> Iterator[RegionDifference]:
+    known = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    for found in differences(native.built, library(native.level), known, image):
+        if not found.step.int8:
+            continue
+        codes = found.ours.dtype is torch.uint8
+        ours, reference = found.ours.to(torch.float64), found.reference.to(torch.float64)
+        unit = 1.0 if codes else float(reference.abs().max()) * _NATIVE_F32_STEP
+        steps = (ours - reference).abs() / max(unit, torch.finfo(torch.float32).tiny)
+        yield RegionDifference(
+            layer=found.step.layer,
+            kernel="u8" if codes else "f32",
+            elements=steps.numel(),
+            differing=int((steps > 0.5).sum()),
+            worst_steps=float(steps.max()),
+        )
 
 
 def _boundary_names(reference: GraphModule) -> set[str]:

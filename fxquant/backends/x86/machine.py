@@ -7,6 +7,7 @@ import platform
 import torch
 
 from fxquant.backends.base import Support
+from fxquant.backends.x86.compiled import compiler, levels
 from fxquant.pipeline.target import Target
 
 ROLES = (
@@ -74,5 +75,5 @@ def target() -> Target:
         roles=ROLES,
         smallest_features=SMALLEST_FEATURES,
         kinds=KINDS,
-        matmul=False,
+        matmul=bool(levels()) and compiler() is not None and activation_bits() == 8,
     )

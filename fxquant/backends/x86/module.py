@@ -16,6 +16,7 @@ from fxquant.backends.frozen import Frozen
 from fxquant.backends.inputs import InputCheck
 from fxquant.backends.quantized import QuantizedModule, save
 from fxquant.backends.x86.lower import Lowered, lower_graph
+from fxquant.backends.x86.native import Native, lower_native
 from fxquant.pipeline.plan import Plan
 from fxquant.report import Report
 
@@ -25,14 +26,15 @@ class LoweredModule(Frozen, nn.Module):
 
     ``reference``: the portable quantized graph it reproduces, which also holds the plain int8
     weights (``state_dict`` shows those; packed tensors are opaque). ``graph_module``: the graph
-    of kernels. ``executor``: ``inductor`` compiles what lies between the kernels on first use,
-    ``eager`` calls operator by operator. Inside ``torch.compile`` the graph is traced through.
+    of kernels, which is one call of a program with the ``native`` executor. ``inductor`` compiles
+    what lies between oneDNN kernels on first use, ``eager`` calls operator by operator. Inside
+    ``torch.compile`` the graph is traced through.
     """
 
     def __init__(
         self,
         reference: QuantizedModule,
-        lowered: Lowered,
+        lowered: Lowered | Native,
         report: Report,
         *,
         executor: Executor = "inductor",
@@ -62,13 +64,18 @@ class LoweredModule(Frozen, nn.Module):
         return self._report
 
     @property
+    def native(self) -> Native | None:
+        """The program it runs as; None with another executor."""
+        return self._lowered if isinstance(self._lowered, Native) else None
+
+    @property
     def int8_kernels(self) -> dict[str, str]:
         """Layer to int8 kernel."""
         return dict(self._lowered.kernel_of)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; no gradients."""
-        if torch.compiler.is_compiling() or self.executor == "eager":
+        if torch.compiler.is_compiling() or self.executor != "inductor":
             return self.graph_module(*args, **kwargs)
         if self._compiled is None:
             object.__setattr__(self, "_compiled", _compile(self.graph_module))
@@ -90,7 +97,8 @@ class LoweredModule(Frozen, nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
         reference = copy.deepcopy(self.reference, memo)
-        lowered = lower_graph(reference)  # packed tensors cannot be copied: pack anew
+        lower = lower_native if isinstance(self._lowered, Native) else lower_graph
+        lowered = lower(reference)  # packed tensors cannot be copied: pack anew
         return LoweredModule(reference, lowered, self._report, executor=self.executor)
 
 

@@ -1,0 +1,99 @@
+"""A quantized graph as one program of C++ kernels, called by one operator."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxquant.backends.quantized import QuantizedModule
+from fxquant.backends.x86.canonical import canonical
+from fxquant.backends.x86.compiled import levels, library
+from fxquant.backends.x86.program.build import Built, build
+from fxquant.backends.x86.program.encode import encode
+from fxquant.backends.x86.program.run import run_program
+from fxquant.backends.x86.program.values import Unsupported
+from fxquant.errors import BackendError
+from fxquant.graph.tensors import add_buffer, call, copy_graph, prune
+
+
+@dataclass(frozen=True)
+class Native:
+    """``graph_module``: the program's one call. ``kernel_of``: layer to the int8 kernel that runs
+    it. ``built``: the steps, for profiles and comparison. ``level``: the instruction set."""
+
+    graph_module: GraphModule
+    kernel_of: dict[str, str]
+    declined: dict[str, tuple[str, ...]]
+    built: Built
+    level: str
+
+
+def lower_native(quantized: QuantizedModule, *, micro: int = 1) -> Native:
+    """Every node as a step of one program.
+
+    Raises :class:`Unsupported` with the reason where a node has no kernel, or none can be built.
+    """
+    usable = levels()
+    if not usable:
+        raise Unsupported("the CPU is not x86-64")
+    try:
+        kernels = library(usable[0])
+    except BackendError as error:
+        raise Unsupported(str(error.what)) from error
+    graph_module, log = canonical(quantized)
+    built = build(graph_module, kernels)
+    declined: dict[str, list[str]] = {}
+    for entry in log.declined:
+        declined.setdefault(entry.layer, []).append(entry.reason)
+    return Native(
+        graph_module=_one_call(graph_module, built, usable[0], micro),
+        kernel_of=_kernel_of(built, usable[0]),
+        declined={layer: tuple(dict.fromkeys(texts)) for layer, texts in declined.items()},
+        built=built,
+        level=usable[0],
+    )
+
+
+def _kernel_of(built: Built, level: str) -> dict[str, str]:
+    return {
+        layer: f"{level} {step.text}"
+        for step in built.steps
+        if step.int8
+        for layer in (step.layer, *step.also)
+    }
+
+
+def _one_call(graph_module: GraphModule, built: Built, level: str, micro: int) -> GraphModule:
+    """The graph's inputs, the program, its outputs."""
+    encoded = encode(built)
+    made = GraphModule(graph_module, copy_graph(graph_module.graph), class_name="Lowered")
+    nodes = list(made.graph.nodes)
+    output = next(node for node in nodes if node.op == "output")
+    like = next(node for node in reversed(nodes) if node.op == "call_function")
+    inputs = [n for n in nodes if n.op == "placeholder" and isinstance(_value(n), torch.Tensor)]
+    program = add_buffer(made, "program", encoded.program, like=like, before=output)
+    constants = add_buffer(made, "constants", encoded.constants, like=like, before=output)
+    shapes = [size for shape in built.output_shapes for size in (len(shape), *shape)]
+    with made.graph.inserting_before(output):
+        arguments = (program, constants, inputs, shapes, level, micro)
+        results = call(made, run_program, arguments, like=like)
+        parts = [
+            call(made, operator.getitem, (results, number), like=like)
+            for number in range(len(built.output_shapes))
+        ]
+    given = dict(zip(output.all_input_nodes, parts, strict=True))
+    output.args = torch.fx.node.map_arg(output.args, lambda node: given[node])
+    for node in reversed(nodes):  # fused attention is never seen as dead: it could draw numbers
+        if node.op == "call_function" and not node.users:
+            made.graph.erase_node(node)
+    prune(made)
+    for name in ("program", "constants"):
+        made._non_persistent_buffers_set.add(name)
+    return made
+
+
+def _value(node: Node) -> object:
+    return node.meta.get("val")

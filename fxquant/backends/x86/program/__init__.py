@@ -1,0 +1,1 @@
+"""A whole quantized graph as one program of kernel calls."""
