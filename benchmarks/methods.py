@@ -36,12 +36,14 @@ class Method:
 
 
 def recipes() -> list[Method]:
-    """One row per recipe, W8A8 on both backends."""
+    """One row per recipe, W8A8 on both backends, and with its linears alone in int8."""
     rows = []
     for name in ("w8a8", "w6a6", "w4a8", "w4a4", "noisyquant", "mptq"):
         pipeline = fxquant.recipe(name).pipeline
         if name == "w8a8":
             rows.append(Method(name, pipeline, "x86"))
+            fused = pipeline.without("open_attention")
+            rows.append(Method(f"{name}, attention in bf16", fused, "x86"))
         rows.append(Method(name, pipeline))
     return rows
 
