@@ -155,6 +155,19 @@ def compile(
     return lower(quantized, backend=backend, strict=strict, executor=executor)
 
 
+def _micro_batch(extra: dict[str, Any], path: str | Path) -> int | None:
+    from fxquant.errors import ArtifactError
+
+    images = extra.get("micro_batch")
+    if images is not None and (type(images) is not int or not 1 <= images <= 1024):
+        raise ArtifactError(
+            f"the file asks for micro-batches of {str(images)[:40]!r}",
+            where=str(path),
+            fix="do not run this file; write a new one from the model",
+        )
+    return images
+
+
 def load(path: str | Path, *, executor: Executor = "native", strict: bool = False) -> Any:
     """Read a ``.fxq`` file; a lowered model is lowered again for this machine, never re-planned.
 
@@ -168,11 +181,13 @@ def load(path: str | Path, *, executor: Executor = "native", strict: bool = Fals
             f"{type(path).__name__} is no path", where="argument path", fix="name a .fxq file"
         )
     stored = read(path)
+    extra = stored.manifest.get("extra", {})
     quantized = quantized_module(
         stored.graph_module,
         stored.plan,
         stored.report,
-        pipeline=str(stored.manifest.get("extra", {}).get("pipeline", "")),
+        pipeline=str(extra.get("pipeline", "")),
+        micro_batch=_micro_batch(extra, path),
     )
     backend = str(stored.manifest["backend"])
     try:

@@ -41,6 +41,11 @@ class QuantizedModule(Frozen, GraphModule):
         return str(self.meta[_KEY].get("pipeline", ""))
 
     @property
+    def micro_batch(self) -> int | None:
+        """Images that go through an x86 program together, where a file or a user said so."""
+        return cast("int | None", self.meta[_KEY].get("micro_batch"))
+
+    @property
     def diffs(self) -> dict[str, str]:
         """Text difference of the graph made by each pass, where it was asked for."""
         return dict(self.meta[_KEY].get("diffs", {}))
@@ -58,8 +63,16 @@ class QuantizedModule(Frozen, GraphModule):
         save(self, path, backend="reference", report=self.report)
 
 
-def save(quantized: QuantizedModule, path: str | Path, *, backend: str, report: Report) -> None:
+def save(
+    quantized: QuantizedModule,
+    path: str | Path,
+    *,
+    backend: str,
+    report: Report,
+    micro_batch: int | None = None,
+) -> None:
     """Write the portable graph, marked for ``backend``: packed weights are made anew at load."""
+    chosen = {} if micro_batch is None else {"micro_batch": micro_batch}
     write(
         path,
         graph_module=quantized,
@@ -68,7 +81,7 @@ def save(quantized: QuantizedModule, path: str | Path, *, backend: str, report: 
         backend=backend,
         model_name=report.model,
         recipe=report.recipe,
-        extra={"pipeline": quantized.pipeline_text},
+        extra={"pipeline": quantized.pipeline_text, **chosen},
     )
 
 

@@ -124,6 +124,7 @@ class Assign(Pass):
             found = override.decision_for(site, layer)
             settled = refused or (default.scheme is not None and default.scheme.rule == "pixels")
             if found is not None and not (settled and found.scheme is not None):
+                found = replace(found, reason=f"default of the recipe for {layer.role}")
                 decision = adapted(layer, site.slot, found, target)
         for override in self.overrides:
             decision = override.decision_for(site, layer) or decision

@@ -31,10 +31,15 @@ def test_every_weighted_layer_reads_an_int8_weight_and_a_quantized_input() -> No
     assert len(weighted) == 1 + 2 * 4 + 1
     for node in weighted:
         x, weight = node.args[:2]
-        assert x.target is ops.dequantize_per_tensor
-        assert x.args[0].target is ops.quantize_per_tensor
-        assert x.args[1:] == x.args[0].args[1:]
-        assert x.args[3:] == (0, 255, torch.uint8)
+        if x.target is ops.dequantize_per_token:  # behind norms
+            (triple,) = {part.args[0] for part in x.args}
+            assert triple.target is ops.quantize_per_token
+            assert triple.args[1:] == (0, 255, torch.uint8)
+        else:
+            assert x.target is ops.dequantize_per_tensor
+            assert x.args[0].target is ops.quantize_per_tensor
+            assert x.args[1:] == x.args[0].args[1:]
+            assert x.args[3:] == (0, 255, torch.uint8)
         assert weight.target is ops.dequantize_per_channel
         assert [part.op for part in weight.args[:3]] == ["get_attr"] * 3
     floats = sum(p.numel() for p in model.parameters() if p.dim() > 1) - 18 * 32

@@ -89,7 +89,7 @@ def test_overrides_come_after_the_recipes_own_exceptions() -> None:
     assert schemes(plan)["proj:input"] == "a5/tensor/minmax"
     assert schemes(plan)["av:rhs"] == "a3/tensor/minmax"
     assert plan["av:lhs"].scheme is None
-    assert plan["av:lhs"].reason == "override * (attention_av)"
+    assert plan["av:lhs"].reason == "default of the recipe for attention_av"
 
 
 @pytest.mark.parametrize(

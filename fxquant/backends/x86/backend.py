@@ -82,7 +82,7 @@ def _lowered(
     if executor != "native":
         return lower_graph(quantized), executor, ""
     try:
-        return lower_native(quantized), executor, ""
+        return lower_native(quantized, micro=quantized.micro_batch), executor, ""
     except Unsupported as error:
         note = f"runs through Inductor, not as one program: {error}"
         return lower_graph(quantized), "inductor", note

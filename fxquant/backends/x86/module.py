@@ -17,6 +17,7 @@ from fxquant.backends.inputs import InputCheck
 from fxquant.backends.quantized import QuantizedModule, save
 from fxquant.backends.x86.lower import Lowered, lower_graph
 from fxquant.backends.x86.native import Native, lower_native
+from fxquant.errors import InputError
 from fxquant.pipeline.plan import Plan
 from fxquant.report import Report
 
@@ -85,7 +86,25 @@ class LoweredModule(Frozen, nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write a ``.fxq`` artifact: the portable graph, lowered again when loaded."""
-        save(self.reference, path, backend="x86", report=self.report)
+        images = None if self.native is None else self.native.micro_batch
+        save(self.reference, path, backend="x86", report=self.report, micro_batch=images)
+
+    def with_micro_batch(self, images: int) -> LoweredModule:
+        """The same model, ``images`` of a batch going through its program together.
+
+        Results are the same bits; speed and memory differ. Lowering measures the number that is
+        fastest here, and files keep it. Raises :class:`InputError` for less than one image, or
+        where the model does not run as one program.
+        """
+        if self.native is None or images < 1:
+            raise InputError(
+                f"the model cannot run in micro-batches of {images}",
+                where="argument images",
+                why="" if self.native else f"its executor is {self.executor}",
+                fix="pass 1 or more, to a model of the native executor",
+            )
+        made = self.native.with_micro_batch(images)
+        return LoweredModule(self.reference, made, self._report, executor=self.executor)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The reference's tensors: plain int8 weights, scales, biases."""
@@ -97,8 +116,11 @@ class LoweredModule(Frozen, nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
         reference = copy.deepcopy(self.reference, memo)
-        lower = lower_native if isinstance(self._lowered, Native) else lower_graph
-        lowered = lower(reference)  # packed tensors cannot be copied: pack anew
+        # Packed tensors cannot be copied: pack anew.
+        if self.native is not None:
+            lowered: Lowered | Native = lower_native(reference, micro=self.native.micro_batch)
+        else:
+            lowered = lower_graph(reference)
         return LoweredModule(reference, lowered, self._report, executor=self.executor)
 
 

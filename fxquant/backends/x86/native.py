@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -13,8 +13,9 @@ from fxquant.backends.x86.canonical import canonical
 from fxquant.backends.x86.compiled import levels, library
 from fxquant.backends.x86.program.build import Built, build
 from fxquant.backends.x86.program.encode import encode
-from fxquant.backends.x86.program.run import run_program
+from fxquant.backends.x86.program.run import Call, run_program
 from fxquant.backends.x86.program.values import Unsupported
+from fxquant.backends.x86.tuning import best_micro_batch
 from fxquant.errors import BackendError
 from fxquant.graph.tensors import add_buffer, call, copy_graph, prune
 
@@ -29,10 +30,23 @@ class Native:
     declined: dict[str, tuple[str, ...]]
     built: Built
     level: str
+    micro_batch: int
+
+    def with_micro_batch(self, images: int) -> Native:
+        """The same program, ``images`` going through it together."""
+        made = GraphModule(self.graph_module, copy_graph(self.graph_module.graph), "Lowered")
+        for name in ("program", "constants"):
+            made._non_persistent_buffers_set.add(name)
+        for node in made.graph.nodes:
+            if node.target is run_program:
+                node.args = (*node.args[:-1], images)
+        made.recompile()
+        return replace(self, graph_module=made, micro_batch=images)
 
 
-def lower_native(quantized: QuantizedModule, *, micro: int = 1) -> Native:
-    """Every node as a step of one program.
+def lower_native(quantized: QuantizedModule, *, micro: int | None = None) -> Native:
+    """Every node as a step of one program; ``micro`` images go through it together, measured here
+    where None.
 
     Raises :class:`Unsupported` with the reason where a node has no kernel, or none can be built.
     """
@@ -48,8 +62,14 @@ def lower_native(quantized: QuantizedModule, *, micro: int = 1) -> Native:
     declined: dict[str, list[str]] = {}
     for entry in log.declined:
         declined.setdefault(entry.layer, []).append(entry.reason)
+    encoded = encode(built)
+    shapes = tuple(size for shape in built.output_shapes for size in (len(shape), *shape))
+    inputs = tuple((held.shape, held.dtype) for held in built.inputs)
+    made = Call(encoded.program, encoded.constants, inputs, shapes, usable[0])
+    images = best_micro_batch(made) if micro is None else micro
     return Native(
-        graph_module=_one_call(graph_module, built, usable[0], micro),
+        graph_module=_one_call(graph_module, made, images),
+        micro_batch=images,
         kernel_of=_kernel_of(built, usable[0]),
         declined={layer: tuple(dict.fromkeys(texts)) for layer, texts in declined.items()},
         built=built,
@@ -66,23 +86,22 @@ def _kernel_of(built: Built, level: str) -> dict[str, str]:
     }
 
 
-def _one_call(graph_module: GraphModule, built: Built, level: str, micro: int) -> GraphModule:
+def _one_call(graph_module: GraphModule, held: Call, micro: int) -> GraphModule:
     """The graph's inputs, the program, its outputs."""
-    encoded = encode(built)
     made = GraphModule(graph_module, copy_graph(graph_module.graph), class_name="Lowered")
     nodes = list(made.graph.nodes)
     output = next(node for node in nodes if node.op == "output")
     like = next(node for node in reversed(nodes) if node.op == "call_function")
     inputs = [n for n in nodes if n.op == "placeholder" and isinstance(_value(n), torch.Tensor)]
-    program = add_buffer(made, "program", encoded.program, like=like, before=output)
-    constants = add_buffer(made, "constants", encoded.constants, like=like, before=output)
-    shapes = [size for shape in built.output_shapes for size in (len(shape), *shape)]
+    program = add_buffer(made, "program", held.program, like=like, before=output)
+    constants = add_buffer(made, "constants", held.constants, like=like, before=output)
     with made.graph.inserting_before(output):
-        arguments = (program, constants, inputs, shapes, level, micro)
+        shapes = list(held.output_shapes)
+        arguments = (program, constants, inputs, shapes, held.level, micro)
         results = call(made, run_program, arguments, like=like)
         parts = [
             call(made, operator.getitem, (results, number), like=like)
-            for number in range(len(built.output_shapes))
+            for number in range(len(output.all_input_nodes))
         ]
     given = dict(zip(output.all_input_nodes, parts, strict=True))
     output.args = torch.fx.node.map_arg(output.args, lambda node: given[node])

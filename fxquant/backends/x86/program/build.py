@@ -83,6 +83,7 @@ def _input(node: Node, inputs: list[Buffer]) -> View:
         "input",
         dtype=node.meta["val"].dtype,
         home="input",
+        shape=shape,
         tensor=len(inputs),
     )
     inputs.append(held)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,20 @@ operators.define(
     " str level, int micro) -> Tensor[]"
 )
 run_program = torch.ops.fxquant.run_program.default
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a run takes besides the batch. ``inputs``: shape for one image and dtype of each.
+
+    ``output_shapes``: for each output its number of axes, then its shape for one image.
+    """
+
+    program: Tensor
+    constants: Tensor
+    inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    output_shapes: tuple[int, ...]
+    level: str
 
 
 def execute(

@@ -41,12 +41,13 @@ class Buffer(Source):
     """Memory: ``home`` is ``arena``, ``input``, ``output`` or ``constant``.
 
     ``quads``: rows interleaved four by four. ``constant``: the data of a constant, the same for
-    every image. ``tensor``: which input or output it is.
+    every image. ``tensor``: which input or output it is. ``shape``: of an input, for one image.
     """
 
     dtype: torch.dtype = torch.float32
     home: str = "arena"
     quads: bool = False
+    shape: tuple[int, ...] = ()
     constant: Tensor | None = None
     tensor: int = 0
 
