@@ -1,13 +1,20 @@
-"""float32 against int8, interleaved: ``python benchmarks/latency.py --models deit_small``.
+"""fxquant, float and other int8 frameworks, interleaved in one run.
 
-The baseline is torch.compile with constant weights ("freezing") at a fixed shape, on MKL's fast
-path. Weights are random, so the speed is real and the SQNR only tells that nothing is broken.
-Results: ``benchmarks/results/latency.jsonl``.
+``python benchmarks/latency.py --models deit_small``; ``--peers none`` for float and int8 alone.
+Float is torch.compile with constant weights ("freezing") at a fixed shape, on MKL's fast path; the
+peers are in ``benchmarks/peers.py``, those not installed are named. All get the same threads, the
+same images, the same 16 for calibration. Weights are random, so the speed is real and the SQNR only
+tells that nothing is broken. Results: ``benchmarks/results/latency.jsonl``.
 """
 
 import argparse
+import gc
+import os
 import sys
+import tempfile
 import time
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,91 +23,203 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from torch import nn
+from torch import Tensor
 
-import fxquant
 from benchmarks import record
 from benchmarks.fair_baseline import restart_fairly
+from benchmarks.peers import CONTENDERS, PEERS, Call, Ready, Task, attempt
 from fxquant.capture.torchvision_ops import import_with_torchvision
-from fxquant.fidelity import compare
-from fxquant.timing import float_baseline, interleaved
+from fxquant.fidelity import compare, logits_of
+from fxquant.timing import Timed, interleaved
 
 CALIBRATION_IMAGES = 16
-COLUMNS = ("model", "batch", "float ms", "int8 ms", "float / int8", "SQNR dB", "clean samples")
+FIDELITY_IMAGES = 16
+FAITHFUL_DB = 20.0  # a peer below counts as the fastest only where all peers are
+COLUMNS = ("model, batch", "contender", "ms", "fp32 / it", "it / fxquant", "SQNR dB", "clean")
 
 
-def measure(
-    name: str, model: nn.Module, made: Any, batch: int, *, seconds: float
-) -> dict[str, Any]:
-    """Both contenders on the same images, each compiled for this batch size alone."""
-    torch._dynamo.reset()
-    config = getattr(model, "pretrained_cfg", {})
-    shape = config.get("input_size", (3, 224, 224))
-    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        reference = model(x)
-    start = time.perf_counter()
-    baseline = float_baseline(model, x)
-    between = time.perf_counter()
-    found = compare(reference, made(x))
-    first_call = time.perf_counter() - between
-    times = interleaved(
-        {"float": lambda: baseline(x), "int8": lambda: made(x)}, rounds=40, seconds=seconds
-    )
-    ours, theirs = times["int8"], times["float"]
+class Field:
+    """The contenders for one model: each quantized once, then made ready for a batch size."""
+
+    def __init__(self, name: str, task: Task, chosen: list[str]) -> None:
+        self.name, self.task = name, task
+        self.ready: dict[str, Ready] = {}
+        self.seconds: dict[str, float] = {}
+        self.out: dict[str, dict[str, Any]] = {}
+        for key in chosen:
+            if missing := CONTENDERS[key].absent:
+                self.out[key] = {"absent": f"not installed: {', '.join(missing)}"}
+            else:
+                self._prepare(key)
+
+    def _prepare(self, key: str) -> None:
+        start = time.perf_counter()
+        made = attempt(lambda: CONTENDERS[key].prepare(self.task))
+        self.seconds[key] = time.perf_counter() - start
+        if isinstance(made, str):
+            self.out[key] = {"failed": made, "quantize_s": round(self.seconds[key], 1)}
+        else:
+            self.ready[key] = made
+
+    def measure(self, batch: int, *, seconds: float) -> dict[str, Any]:
+        """All that can run, on the same images, each compiled for this batch size alone."""
+        torch._dynamo.reset()
+        size = max(FIDELITY_IMAGES, batch)
+        images = random_images(size, tuple(self.task.images.shape[1:]), seed=2)
+        reference = logits_of(self.task.model, images, batch=batch)
+        x = images[:batch].contiguous()
+        rows: dict[str, dict[str, Any]] = dict(self.out)
+        calls: dict[str, Callable[[], object]] = {}
+        for key, ready in self.ready.items():
+            start = time.perf_counter()
+            made = attempt(lambda ready=ready: _with_logits(ready(x), images, batch))
+            spent = {"quantize_s": self.seconds[key], "compile_s": time.perf_counter() - start}
+            rows[key] = {name: round(value, 1) for name, value in spent.items()}
+            if isinstance(made, str):
+                rows[key]["failed"] = made
+                continue
+            call, logits = made
+            found = compare(reference, logits)
+            rows[key] |= {"sqnr_db": round(found.sqnr_db, 2), "agreement": found.agreement}
+            rows[key] |= {"versions": CONTENDERS[key].versions}
+            calls[key] = lambda call=call: call(x)
+        with torch.no_grad():
+            times = interleaved(calls, rounds=40, seconds=seconds) if calls else {}
+        for key, timed in times.items():
+            rows[key] |= figures(timed)
+        ordered = {key: rows[key] for key in CONTENDERS if key in rows}
+        return {"model": self.name, "batch": batch, **verdict(ordered), "contenders": ordered}
+
+
+def _with_logits(call: Call, images: Tensor, batch: int) -> tuple[Call, Tensor]:
+    return call, logits_of(call, images, batch=batch)
+
+
+def figures(timed: Timed) -> dict[str, Any]:
+    """Times as they are recorded."""
     return {
-        "model": name,
-        "batch": batch,
-        "float_ms": round(theirs.ms, 4),
-        "int8_ms": round(ours.ms, 4),
-        "ratio": round(theirs.median_s / ours.median_s, 3),
-        "float_best_ms": round(theirs.best_s * 1e3, 4),
-        "int8_best_ms": round(ours.best_s * 1e3, 4),
-        "sqnr_db": round(found.sqnr_db, 2),
-        "clean": {n: f"{t.clean}/{t.samples}" for n, t in times.items()},
-        "disturbed": ours.disturbed or theirs.disturbed,
-        "compile_s": {"float": round(between - start, 1), "int8": round(first_call, 1)},
+        "ms": round(timed.ms, 4),
+        "best_ms": round(timed.best_s * 1e3, 4),
+        "clean": f"{timed.clean}/{timed.samples}",
+        "disturbed": timed.disturbed,
     }
 
 
-def quantized(model: nn.Module, recipe: str) -> Any:
-    """int8 kernels, calibrated on random images like those that are timed."""
-    generator = torch.Generator().manual_seed(1)
-    shape = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
-    images = torch.randn(CALIBRATION_IMAGES, *shape, generator=generator)
-    return fxquant.compile(model, calibration=images, recipe=recipe)
+def verdict(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The fastest peer, of the faithful ones where there are any, and times over fxquant's."""
+    ran = {key: row for key, row in rows.items() if "ms" in row}
+    peers = {key: row for key, row in ran.items() if key in PEERS}
+    faithful = {key: row for key, row in peers.items() if row["sqnr_db"] >= FAITHFUL_DB}
+    fastest = min(faithful or peers, key=lambda key: float(ran[key]["ms"]), default=None)
+
+    def over(key: str | None) -> float | None:
+        if key not in ran or "fxquant" not in ran:
+            return None
+        return round(ran[key]["ms"] / ran["fxquant"]["ms"], 3)
+
+    return {
+        "fastest_peer": fastest,
+        "peer_to_fxquant": over(fastest),
+        "fp32_to_fxquant": over("fp32"),
+        "disturbed": any(row["disturbed"] for row in ran.values()),
+    }
+
+
+def random_images(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
+    """Normally distributed, alike in every run."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def add_rows(table: Table, row: Mapping[str, Any]) -> None:
+    """One line for each contender; those that did not run say why."""
+    contenders = row["contenders"]
+    here, base = (contenders.get(key, {}).get("ms") for key in ("fxquant", "fp32"))
+    title = f"{row['model']}, {row['batch']}"
+    for key, found in contenders.items():
+        if "ms" not in found:
+            why = escape(found.get("failed") or found["absent"])
+            table.add_row(title, key, *[""] * 4, f"[yellow]{why}[/]")
+        else:
+            clean = found["clean"] + (" [red]DISTURBED[/]" if found["disturbed"] else "")
+            shares = (
+                f"{base / found['ms']:.2f}" if base else "-",
+                f"{found['ms'] / here:.2f}" if here else "-",
+            )
+            figures = (f"{found['ms']:.3f}", *shares, f"{found['sqnr_db']:.1f}")
+            table.add_row(title, key, *figures, clean)
+        title = ""
+    table.add_section()
+
+
+def headline(row: Mapping[str, Any]) -> str:
+    """The two ratios that matter, in a line."""
+    parts = []
+    if row["fp32_to_fxquant"]:
+        parts.append(f"fp32 / fxquant {row['fp32_to_fxquant']:.2f}")
+    if row["peer_to_fxquant"]:
+        parts.append(f"fastest peer ({row['fastest_peer']}) / fxquant {row['peer_to_fxquant']:.2f}")
+    text = ", ".join(parts) or "no ratio, as fxquant or what it is held against did not run"
+    return f"{row['model']} batch {row['batch']}: {text}{' DISTURBED' * row['disturbed']}"
+
+
+def confine(threads: int) -> None:
+    """Keep every contender's threads on the same cores, one hardware thread of each core first."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores: dict[str, list[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.setdefault(path.read_text() if path.exists() else str(cpu), []).append(cpu)
+    order = sorted((place, cpu) for core in cores.values() for place, cpu in enumerate(core))
+    os.sched_setaffinity(0, {cpu for _, cpu in order[:threads]})
+
+
+def chosen(only: str, peers: str) -> list[str]:
+    """Names of contenders from ``--only`` and ``--peers``, in the order of the table."""
+    names = only.split(",") if only else list(CONTENDERS)
+    if unknown := sorted(set(names) - set(CONTENDERS)):
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
+    return [key for key in CONTENDERS if key in names and (peers != "none" or key not in PEERS)]
 
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(description="float32 against int8, interleaved")
+    parser = argparse.ArgumentParser(description="fxquant, float and int8 peers, interleaved")
     parser.add_argument("--models", default="deit_tiny,deit_small,vit_base")
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--recipe", default="w8a8")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of timing per row")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of timing per row")
+    parser.add_argument("--only", default="", help=f"some of {','.join(CONTENDERS)}")
+    parser.add_argument("--peers", default="installed", choices=("installed", "none"))
     options = parser.parse_args()
+    names = chosen(options.only, options.peers)
     fair = restart_fairly()
+    confine(options.threads)
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
     import_with_torchvision("torchvision")
     from benchmarks.random_weights import random_model  # imports timm, after it is mended
 
-    console = Console(width=110)
+    console = Console(width=120, highlight=False)
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD)
     for name in options.models.split(","):
         model = random_model(name)
-        made = quantized(model, options.recipe)
-        for batch in map(int, options.batches.split(",")):
-            row = measure(name, model, made, batch, seconds=options.seconds)
-            row |= {"recipe": options.recipe, "fair_baseline": fair}
-            record.append("latency", row)
-            clean = ", ".join(row["clean"].values()) + (" DISTURBED" if row["disturbed"] else "")
-            times = (f"{row[key]:.3f}" for key in ("float_ms", "int8_ms"))
-            ratio = f"({row['ratio']:.2f})" if row["disturbed"] else f"[bold]{row['ratio']:.2f}[/]"
-            figures = (ratio, f"{row['sqnr_db']:.1f}")
-            table.add_row(name, str(batch), *times, *figures, clean)
-            console.print(f"[dim]{name} batch {batch}:[/] {ratio}")
+        shape = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+        images = random_images(CALIBRATION_IMAGES, shape, seed=1)
+        with tempfile.TemporaryDirectory(prefix="fxquant-") as folder:
+            task = Task(model, images, options.threads, Path(folder), options.recipe)
+            field = Field(name, task, names)
+            for batch in map(int, options.batches.split(",")):
+                row = field.measure(batch, seconds=options.seconds)
+                row |= {"recipe": options.recipe, "fair_baseline": fair}
+                record.append("latency", row)
+                add_rows(table, row)
+                console.print(f"[dim]{headline(row)}[/]")
+        del field
+        gc.collect()
     console.print(table)
 
 
