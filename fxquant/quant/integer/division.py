@@ -38,5 +38,5 @@ def bit_length(x: Tensor) -> Tensor:
     for step in (32, 16, 8, 4, 2, 1):
         large = ((x >> step) > 0).to(torch.int64) * step
         length = length + large
-        x = x >> large
+        x = torch.bitwise_right_shift(x, large)
     return length + x

@@ -117,9 +117,9 @@ def _requantize_channels(
     high: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    half = torch.ones_like(shift) << (shift - 1)
+    half = torch.bitwise_left_shift(torch.ones_like(shift), shift - 1)
     wide = q.to(torch.int64) * multiplier + (addend + half)
-    return _saturate(wide >> shift, zero_point, low, high, dtype)
+    return _saturate(torch.bitwise_right_shift(wide, shift), zero_point, low, high, dtype)
 
 
 _ENDS = "int zero_point, int low, int high, ScalarType dtype"

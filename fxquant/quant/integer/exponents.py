@@ -69,7 +69,7 @@ def _i_exp(q: Tensor, scale: float, bits: int) -> Tensor:
     clamped = q.to(torch.int32).clamp(min=max(lowest, 1 - _LARGEST), max=0)
     z = divided(-clamped, -form.x0, min(-lowest, _LARGEST - 1))
     r = (clamped - z * form.x0).to(torch.int64)
-    return (r * (r + form.b) + form.c) << (bits - z).to(torch.int64)
+    return torch.bitwise_left_shift(r * (r + form.b) + form.c, (bits - z).to(torch.int64))
 
 
 def shift_exp_unit(scale: float) -> int:
@@ -89,7 +89,7 @@ def _shift_exp(q: Tensor, scale: float, bits: int) -> Tensor:
     p = (p + (p >> 1) - (p >> 4)).clamp(min=-bits * unit, max=0)
     z = divided(-p, unit, min(bits * unit, _LARGEST - 1))
     r = p + z * unit
-    return ((r + 2 * unit) << (bits - z)) >> 1
+    return torch.bitwise_left_shift(r + 2 * unit, bits - z) >> 1
 
 
 i_exp = register("i_exp(Tensor q, float scale, int bits) -> Tensor", _i_exp)

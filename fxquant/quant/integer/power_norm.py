@@ -74,18 +74,18 @@ def _power_layer_norm(
     ``offset``: from :func:`affine_of`. FQ-ViT finds σ and A in float; here
     ``σ = √(C ΣX² - (ΣX)²) / C`` is an integer root, A an integer quotient with 36 fractional bits.
     """
-    x = (q.to(torch.int64) - zero_point) << alpha
+    x = torch.bitwise_left_shift(q.to(torch.int64) - zero_point, alpha)
     channels = x.shape[-1]
     total = x.sum(-1, keepdim=True)
     root = isqrt(channels * (x * x).sum(-1, keepdim=True) - total * total, 0).clamp(min=1)
     a = torch.div(gain.abs() * channels << _GUARD_BITS, root, rounding_mode="floor")
     point = FRACTION_BITS + _GUARD_BITS
     n = (7 + 1 + point - bit_length(a)).clamp(0, 31)
-    m = (a >> (point - n)).clamp(max=255)
+    m = torch.bitwise_right_shift(a, point - n).clamp(max=255)
     b = offset - torch.div(gain * total, root, rounding_mode="floor")
-    one = torch.ones_like(n)
-    b = (b.clamp(-_CLIP, _CLIP) * (one << n) + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
-    y = (torch.sign(gain) * m * x + b + ((one << n) >> 1)) >> n
+    one = torch.bitwise_left_shift(torch.ones_like(n), n)
+    b = (b.clamp(-_CLIP, _CLIP) * one + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
+    y = torch.bitwise_right_shift(torch.sign(gain) * m * x + b + (one >> 1), n)
     return y.clamp(-_CLIP, _CLIP).to(torch.int32)
 
 

@@ -78,7 +78,7 @@ def _log_int_softmax(q: Tensor, scale: float, bits: int) -> Tensor:
     e = i_exp(_below_max(q), scale, n).clamp(min=1)
     t = torch.div(2 * e.sum(-1, keepdim=True) + e, 2 * e, rounding_mode="floor")
     f = bit_length(t) - 1
-    above = (2 * t >= 3 * (torch.ones_like(t) << f)).to(torch.int64)
+    above = (2 * t >= 3 * torch.bitwise_left_shift(torch.ones_like(t), f)).to(torch.int64)
     code = f + above
     kept = (code < 1 << bits).to(torch.int64)
     return (code * kept + FLUSHED * (1 - kept)).to(torch.uint8)
@@ -87,7 +87,7 @@ def _log_int_softmax(q: Tensor, scale: float, bits: int) -> Tensor:
 def _exp2_codes(codes: Tensor, one: int) -> Tensor:
     """``2^one >> code``: shares of step ``2^-one``, int32; 0 for ``FLUSHED``."""
     shift = codes.to(torch.int32).clamp(max=31)
-    return torch.full_like(shift, 1 << one) >> shift
+    return torch.bitwise_right_shift(torch.full_like(shift, 1 << one), shift)
 
 
 def exp_table(scale: float, tokens: int) -> Tensor:
