@@ -64,7 +64,8 @@ def finetune(
     start = _objective(quantized, images, wanted, temperature, batch)
     view.to(device)
     tuner = _Tuner(view, images, wanted, temperature, batch, seed, device)
-    optimizer = torch.optim.AdamW(_groups(view, learning_rate), weight_decay=0.0)
+    # Gradients of masters that count codes are small: the usual 1e-8 would damp every step.
+    optimizer = torch.optim.AdamW(_groups(view, learning_rate), weight_decay=0.0, eps=1e-15)
     run = {
         "learning_rate": learning_rate,
         "batch": batch,
@@ -153,8 +154,8 @@ def divergence(wanted: Tensor, logits: Tensor, temperature: float) -> Tensor:
 @torch.no_grad()
 def _objective(model: Any, images: Tensor, wanted: Tensor, temperature: float, batch: int) -> float:
     parts = zip(images.split(batch), wanted.split(batch), strict=True)
-    total = sum(float(divergence(w, model(x), temperature)) * len(x) for x, w in parts)
-    return total / len(images)
+    losses = ((len(x), divergence(w.double(), model(x).double(), temperature)) for x, w in parts)
+    return sum(count * float(loss) for count, loss in losses) / len(images)
 
 
 def _groups(view: GraphModule, rate: float) -> list[dict[str, Any]]:
