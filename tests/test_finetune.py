@@ -91,6 +91,20 @@ def test_it_comes_closer_to_the_teacher_and_leaves_the_start_alone(*, floats: bo
         assert prove_integer(better).roots == 3
 
 
+def test_weights_keep_their_bits() -> None:
+    recipe = fxquant.recipe("integer-only").override("s4/channel/minmax", sites="*:weight")
+    q = fxquant.quantize(vit(), calibration=X, recipe=recipe, backend="reference")
+    view = fxquant.trainable(q)
+    with torch.no_grad():
+        for name, parameter in view.named_parameters():
+            if name.endswith("__master"):
+                parameter.mul_(9.0)
+    frozen = fxquant.freeze(view)
+    held = [t for n, t in frozen.state_dict().items() if t.dtype is torch.int8 and "codes" in n]
+    assert len(held) == 6
+    assert {(int(t.min()), int(t.max())) for t in held} == {(-8, 7)}
+
+
 def test_it_is_never_worse_than_its_start() -> None:
     q = quantized()
     worse = tuned(q, learning_rate=30.0, epochs=1)

@@ -37,6 +37,9 @@ def train_integers(module: GraphModule) -> None:
     ]
     for node in wanted:
         if node.target is int_linear:
+            weight = constant_of(module, node.args[1])
+            assert weight is not None
+            node.args = (*node.args, train.code_end(weight))
             for slot, position in (("master", 1), ("bias_master", 2)):
                 source: Any = node.args[position]
                 node.update_arg(position, _master(module, node, source, slot, masters))
@@ -52,8 +55,9 @@ def freeze_integers(module: GraphModule) -> None:
             continue
         node.target = _TRAINED_BACK[node.target]
         if node.target is int_linear:
-            node.update_arg(1, _codes(module, node, node.args[1], "codes", held))
-            node.update_arg(2, _codes(module, node, node.args[2], "bias", held))
+            x, weight, bias, offset, _ = node.args
+            weight = _codes(module, node, weight, "codes", held)
+            node.args = (x, weight, _codes(module, node, bias, "bias", held), offset)
 
 
 def _among(node: Node) -> bool:
@@ -86,7 +90,8 @@ def _codes(module: GraphModule, node: Node, source: Any, slot: str, held: dict[s
     if key not in held:
         with torch.no_grad():
             if slot == "codes":
-                codes = train.rounded_weight(master.detach()).to(torch.int8)
+                end: Any = node.args[4]
+                codes = train.rounded_weight(master.detach(), end).to(torch.int8)
             else:
                 codes = train.rounded_bias(master.detach()).to(torch.int32)
         name = attribute_name(str(node.meta["layer"]), slot)

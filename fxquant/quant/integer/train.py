@@ -29,7 +29,6 @@ from fxquant.quant.integer import (
 )
 
 BIAS_UNIT = 64  # a bias master counts in these: about what one code of a weight moves a sum by
-WEIGHT_END = 127
 
 
 def through(surrogate: Tensor, exact: Tensor) -> Tensor:
@@ -86,9 +85,15 @@ def requantize_channels(
     return through((q * ratio + (offset + zero_point)).clamp(low, high), exact)
 
 
-def rounded_weight(master: Tensor) -> Tensor:
-    """Codes of a weight's master; the gradient ends where they do."""
-    kept = master.clamp(-WEIGHT_END - 1, WEIGHT_END)
+def code_end(weight: Tensor) -> int:
+    """The largest code of the fewest bits that hold a weight's codes: 127 for 8 bits."""
+    largest = max(int(weight.max()), -int(weight.min()) - 1, 1)
+    return (1 << largest.bit_length()) - 1
+
+
+def rounded_weight(master: Tensor, end: int) -> Tensor:
+    """Codes of a weight's master, ``-end - 1 .. end``; the gradient ends where they do."""
+    kept = master.clamp(-end - 1, end)
     return through(kept, torch.round(kept))
 
 
@@ -98,9 +103,9 @@ def rounded_bias(master: Tensor) -> Tensor:
     return through(wide, torch.round(wide))
 
 
-def int_linear(x: Tensor, weight: Tensor, bias: Tensor, offset: int) -> Tensor:
-    """``(x - offset) round(W) + round(b)``."""
-    codes = rounded_weight(weight)
+def int_linear(x: Tensor, weight: Tensor, bias: Tensor, offset: int, end: int) -> Tensor:
+    """``(x - offset) round(W) + round(b)``; ``end`` as :func:`code_end` has it."""
+    codes = rounded_weight(weight, end)
     return F.linear(x.to(torch.float32) - offset, codes, rounded_bias(bias).to(torch.float32))
 
 
