@@ -102,7 +102,7 @@ def integer() -> list[Method]:
             "i-bert": Nonlinear(method="i-bert", input_bits=bits),
             "i-vit": Nonlinear(method="i-vit", input_bits=bits),
             "raw mix": Nonlinear(select="raw", input_bits=bits),
-            "guarded mix": Nonlinear(input_bits=bits),
+            "guarded mix": Nonlinear(check="integer", input_bits=bits),
         }
         for column, step in columns.items():
             rows.append(Method(f"{name}, {column}", base.replace("nonlinear", step)))

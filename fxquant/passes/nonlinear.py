@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant.errors import CalibrationError, PipelineError
+from fxquant.passes.integers.convert import to_integer
 from fxquant.passes.nonlinearity.finding import slots_and_samples
 from fxquant.passes.nonlinearity.guard import Assignment, Guarded, guarded
 from fxquant.passes.nonlinearity.places import Place, find_places
@@ -40,7 +41,8 @@ class Nonlinear(Pass):
     ``objective="cost"`` adds ``db_per_us`` dB per microsecond and image, measured here.
     ``select="guarded"`` checks the mix end to end on ``check_images`` images: it is kept as it is,
     or with up to ``swaps`` single changes that help, or gives way to the best family. ``raw`` does
-    not check. ``input_bits``: codes of Softmax and GELU inputs; ``norm_bits``: of LayerNorm's,
+    not check; ``check="integer"`` does so on the graph that the pass ``integer`` will make.
+    ``input_bits``: codes of Softmax and GELU inputs; ``norm_bits``: of LayerNorm's,
     where the residual stream is not in codes yet; ``output_bits``: 0 for what the reader takes.
     ``newton_steps``: 10 for I-ViT's own root, 0 for the exact one. The choices, with all figures,
     go into the plan; those found there are followed.
@@ -48,6 +50,7 @@ class Nonlinear(Pass):
 
     method: Literal["mix", "i-bert", "i-vit", "fq-vit", "lut", "float"] = "mix"
     select: Literal["guarded", "raw"] = "guarded"
+    check: Literal["simulated", "integer"] = "simulated"
     objective: Literal["sqnr", "cost"] = "sqnr"
     keep_float: Literal["never", "ask"] = "never"
     input_bits: int = 8
@@ -200,7 +203,9 @@ class Nonlinear(Pass):
                 for place in places
                 if assignment[name := place.layer.name] != FLOAT
             ]
-            return sqnr_db(reference, _logits(rewritten(state.graph, wanted), leaves))
+            graph = rewritten(state.graph, wanted)
+            graph = to_integer(graph) if self.check == "integer" else graph
+            return sqnr_db(reference, _logits(graph, leaves))
 
         families = {
             family: {layer: replace(self, method=family)._forced(slots[layer]) for layer in slots}  # type: ignore[arg-type]

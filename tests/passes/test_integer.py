@@ -15,13 +15,13 @@ from torch.fx import GraphModule
 import fxquant
 from fxquant import Pipeline, Plan
 from fxquant.errors import PipelineError, PlanError, VerificationError
-from fxquant.passes import Residual
+from fxquant.passes import Nonlinear, Residual
 from fxquant.passes.integers.convert import to_integer
 from fxquant.passes.integers.proof import prove_integer
 from fxquant.quant import ops
 from fxquant.quant.integer.operators import OPERATORS
 from fxquant.quant.metrics import sqnr_db
-from tests.backends.tiny import Attention, Mixer, Vit, images, made, vit
+from tests.backends.tiny import Attention, Mixer, images, made, vit
 from tests.passes.running import run
 
 X = images(12)
@@ -30,8 +30,6 @@ X = images(12)
 def integer_pipeline(*, bits: int = 16, method: str = "i-bert", until: str = "") -> Pipeline:
     steps = fxquant.recipe("integer-only").pipeline
     steps = steps.replace("residual", Residual(bits=bits))
-    from fxquant.passes import Nonlinear
-
     steps = steps.replace("nonlinear", Nonlinear(method=method, images=6))  # type: ignore[arg-type]
     return steps if not until else Pipeline(steps.passes[: steps.position(until)])
 
@@ -136,6 +134,25 @@ def test_compiled_it_gives_the_same_bits_at_batch_1_2_and_7() -> None:
             assert torch.equal(compiled(X[:batch]), q(X[:batch]))
 
 
+def test_the_guarded_mix_is_level_with_the_best_family_in_integers() -> None:
+    steps = fxquant.recipe("integer-only").pipeline
+    mixed = fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
+    figures = mixed.plan.choices["nonlinear@(model)"]["sqnr_db"]
+    for family in ("i-bert", "i-vit", "fq-vit"):
+        assert figures[family] == pytest.approx(
+            quantized_of(family).report.output_sqnr_db, abs=2e-3
+        )
+    assert mixed.report.output_sqnr_db == pytest.approx(figures["guarded"], abs=2e-3)
+    assert figures["guarded"] >= max(figures.values())
+
+
+def quantized_of(family: str) -> Any:
+    steps = fxquant.recipe("integer-only").pipeline
+    forced = Nonlinear(method=family)  # type: ignore[arg-type]
+    steps = steps.replace("nonlinear", forced)
+    return fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
+
+
 def test_a_plan_and_a_file_give_the_same_bits(tmp_path: Path) -> None:
     q = quantized()
     plan = Plan.from_json(json.loads(json.dumps(q.plan.to_json())))
@@ -200,7 +217,7 @@ def test_a_damaged_residual_choice_is_refused() -> None:
         Residual(bits=12)
 
 
-def test_attention_over_separate_projections() -> None:
+def test_a_sum_with_the_input_itself_has_no_integer_form() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -214,4 +231,3 @@ def test_attention_over_separate_projections() -> None:
     with pytest.raises(PipelineError, match="no integer form"):
         # the sum reads the model's input, which nothing quantizes
         fxquant.quantize(made(Model), calibration=x, recipe="integer-only", backend="reference")
-    assert Vit is not None
