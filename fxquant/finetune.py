@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,7 @@ def finetune(
     checkpoint: str | Path | None = None,
     seed: int = 0,
     limit: int = LIMIT,
+    check: int = 256,
     device: str | None = None,
     progress: Literal["auto", "never"] = "auto",
 ) -> QuantizedModule:
@@ -47,23 +49,26 @@ def finetune(
     Straight-through gradients go through every quantizer and integer operator of
     :func:`trainable`; the loss is the divergence of Kullback and Leibler between the two models'
     classes at ``temperature`` (distillation, no labels). AdamW with a cosine schedule over
-    ``epochs``; after each, the loss over all of ``data`` is measured, and the best epoch is frozen
-    and measured once more: where it is not below what ``quantized`` had, a copy of that comes back.
+    ``epochs``; after each, the loss over the first ``check`` images of ``data`` is measured, and
+    the best epoch is frozen and measured once more: where it is not below what ``quantized`` had
+    on these images, a copy of that comes back.
 
     ``data``: as for ``quantize``, float32 images, at most ``limit``. ``learning_rate``: how far a
-    weight moves per step, in its own quantization steps. ``minutes``: no epoch begins after this
-    time. ``checkpoint``: a file to write after each epoch and to go on from where it exists.
+    weight moves per step, in its own quantization steps. ``minutes``: no step begins after this
+    time, and the rate has fallen to 0 by then; an epoch that was cut counts for the choice, not for
+    a checkpoint. ``checkpoint``: a file written after each epoch, and gone on from if there is one.
     ``device``: ``cuda`` where there is one, else ``cpu``. Raises :class:`InputError` for arguments
     that do not fit each other.
     """
-    _check(quantized, epochs, learning_rate, batch, temperature)
+    _check(quantized, epochs, learning_rate, batch, temperature, check)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     images = _images(quantized, data, limit)
     wanted = _logits(teacher, images, batch)
     view = trainable(quantized)
-    start = _objective(quantized, images, wanted, temperature, batch)
+    seen = images[:check], wanted[:check]
+    start = _objective(quantized, *seen, temperature, batch)
     view.to(device)
-    tuner = _Tuner(view, images, wanted, temperature, batch, seed, device)
+    tuner = _Tuner(view, images, wanted, temperature, batch, seed, device, minutes)
     # Gradients of masters that count codes are small: the usual 1e-8 would damp every step.
     optimizer = torch.optim.AdamW(_groups(view, learning_rate), weight_decay=0.0, eps=1e-15)
     run = {
@@ -72,6 +77,7 @@ def finetune(
         "temperature": temperature,
         "epochs": epochs,
         "seed": seed,
+        "check": check,
         "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
     }
     path = None if checkpoint is None else Path(checkpoint)
@@ -79,23 +85,24 @@ def finetune(
     parameters = {name: p.data for name, p in view.named_parameters()}
     if path is not None and path.exists():
         reached = store.load(path, run, parameters, optimizer)
-    began = time.perf_counter()
     with _bar(progress) as bar:
         task = bar.add_task("fine-tuning", total=epochs * tuner.steps, completed=0, loss="")
         for epoch in range(reached.epochs, epochs):
-            if minutes is not None and time.perf_counter() - began > 60 * minutes:
-                break
             bar.update(task, completed=epoch * tuner.steps, loss=f"objective {reached.best:.4f}")
-            tuner.epoch(optimizer, epoch, epochs, learning_rate, lambda: bar.advance(task))
-            found = tuner.objective()
+            taken = tuner.epoch(optimizer, epoch, epochs, lambda: bar.advance(task))
+            if not taken:
+                break
+            found = tuner.objective(*seen)
             reached.history.append(found)
-            reached.epochs = epoch + 1
             if found < reached.best:
                 reached.best = found
                 reached.best_state = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+            if taken < tuner.steps:
+                break
+            reached.epochs = epoch + 1
             if path is not None:
                 store.save(path, run, reached, parameters, optimizer)
-    return _best(quantized, view.cpu(), reached, images, wanted, temperature, batch)
+    return _best(quantized, view.cpu(), reached, *seen, temperature, batch, trained=len(images))
 
 
 class _Tuner:
@@ -110,19 +117,30 @@ class _Tuner:
         batch: int,
         seed: int,
         device: str,
+        minutes: float | None,
     ) -> None:
         self.view, self.images, self.wanted = view, images, wanted
         self.temperature, self.batch, self.seed, self.device = temperature, batch, seed, device
         self.steps = -(-len(images) // batch)
+        self.began, self.minutes = time.perf_counter(), minutes
+
+    def elapsed(self) -> float:
+        """Share of the time there is that has gone by."""
+        if self.minutes is None:
+            return 0.0
+        gone = time.perf_counter() - self.began
+        return gone / (60 * self.minutes) if self.minutes > 0 else 1.0
 
     def epoch(
-        self, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, rate: float, done: Any
-    ) -> None:
-        """All images once."""
+        self, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, done: Callable[[], None]
+    ) -> int:
+        """All images once, or as many as the time allows; the number of steps taken."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=generator)
         for step, chosen in enumerate(order.split(self.batch)):
-            share = (epoch * self.steps + step) / (epochs * self.steps)
+            if self.elapsed() >= 1.0:
+                return step
+            share = max((epoch * self.steps + step) / (epochs * self.steps), self.elapsed())
             for group in optimizer.param_groups:
                 group["lr"] = group["most"] * 0.5 * (1.0 + math.cos(math.pi * share))
             optimizer.zero_grad()
@@ -131,17 +149,16 @@ class _Tuner:
             loss.backward()
             optimizer.step()
             done()
+        return self.steps
 
-    def objective(self) -> float:
-        """The loss over all images, as they would be frozen now."""
-        place = self.device
-        return _objective(
-            lambda x: self.view(x.to(place)).cpu(),
-            self.images,
-            self.wanted,
-            self.temperature,
-            self.batch,
-        )
+    def objective(self, images: Tensor, wanted: Tensor) -> float:
+        """The loss over some images."""
+
+        def here(x: Tensor) -> Tensor:
+            made: Tensor = self.view(x.to(self.device)).cpu()
+            return made
+
+        return _objective(here, images, wanted, self.temperature, self.batch)
 
 
 def divergence(wanted: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -187,6 +204,8 @@ def _best(
     wanted: Tensor,
     temperature: float,
     batch: int,
+    *,
+    trained: int,
 ) -> QuantizedModule:
     """The best epoch in integers, or a copy of the start where that is better."""
     chosen, final = quantized, reached.start
@@ -199,8 +218,8 @@ def _best(
         if found < reached.start:
             chosen, final = frozen, found
     told = (
-        f"fine-tuned for {reached.epochs} epochs on {len(images)} images: divergence from the "
-        f"teacher {reached.start:.5f} -> {final:.5f}"
+        f"fine-tuned for {reached.epochs} epochs on {trained} images: divergence from the teacher "
+        f"on {len(images)} of them {reached.start:.5f} -> {final:.5f}"
     )
     report = replace(chosen.report, notes=(*chosen.report.notes, ("", told)), output_sqnr_db=None)
     extra = {"pipeline": chosen.pipeline_text, "diffs": chosen.diffs}
@@ -208,17 +227,22 @@ def _best(
 
 
 def _check(
-    quantized: Any, epochs: int, learning_rate: float, batch: int, temperature: float
+    quantized: Any,
+    epochs: int,
+    learning_rate: float,
+    batch: int,
+    temperature: float,
+    check: int,
 ) -> None:
     if not isinstance(quantized, QuantizedModule):
         raise InputError(
             f"finetune takes a quantized model, not {type(quantized).__name__}",
             fix="pass the result of fxquant.quantize, or lowered.reference",
         )
-    if epochs < 1 or batch < 1 or not learning_rate > 0 or not temperature > 0:
+    if min(epochs, batch, check) < 1 or not learning_rate > 0 or not temperature > 0:
         raise InputError(
             f"cannot train for {epochs} epochs with batch {batch}, learning rate {learning_rate} "
-            f"and temperature {temperature}",
+            f"and temperature {temperature}, checked on {check} images",
             fix="all of them are positive",
         )
 

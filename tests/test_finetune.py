@@ -113,7 +113,7 @@ def test_it_is_never_worse_than_its_start() -> None:
         assert torch.equal(worse(X), q(X))
 
 
-def test_no_epoch_begins_after_the_time() -> None:
+def test_no_step_begins_after_the_time() -> None:
     q = quantized()
     same = tuned(q, minutes=-1.0)
     assert "for 0 epochs" in same.report.notes[-1][1]
@@ -130,11 +130,11 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(
     module: Any = sys.modules["fxquant.finetune"]  # the function hides the module of its name
     original, calls = module._Tuner.epoch, []
 
-    def cut(self: Any, *args: Any) -> None:
+    def cut(self: Any, *args: Any) -> int:
         calls.append(args[1])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        original(self, *args)
+        return int(original(self, *args))
 
     monkeypatch.setattr(module._Tuner, "epoch", cut)
     with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fxquant.passes.integers.proof import prove_integer
 from fxquant.quant import ops
 from fxquant.quant.integer.operators import OPERATORS
 from fxquant.quant.metrics import sqnr_db
+from tests.asset_models import data
 from tests.backends.tiny import Attention, Mixer, images, made, vit
 from tests.passes.running import run
 
@@ -119,15 +121,14 @@ def test_the_verifier_finds_a_float_between_codes_and_arithmetic_after_them() ->
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_it_runs_at_any_batch_and_images_do_not_meet(batch: int) -> None:
-    for method in ("i-bert", "i-vit", "fq-vit"):
+    for method in ("i-bert", "fq-vit"):
         q = quantized(16, method)
         alone = torch.cat([logits(q, x[None]) for x in X[:batch]])
         assert torch.equal(logits(q, X[:batch]), alone)
 
 
 def test_compiled_it_gives_the_same_bits_at_batch_1_2_and_7() -> None:
-    steps = fxquant.recipe("integer-only").pipeline
-    q = fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
+    q = quantized(16, "i-vit")
     compiled = torch.compile(q, dynamic=True)
     for batch in (2, 1, 7):
         with torch.no_grad():
@@ -136,6 +137,8 @@ def test_compiled_it_gives_the_same_bits_at_batch_1_2_and_7() -> None:
 
 def test_the_guarded_mix_is_level_with_the_best_family_in_integers() -> None:
     steps = fxquant.recipe("integer-only").pipeline
+    few = replace(steps["nonlinear"], images=4, swaps=2)  # type: ignore[type-var]
+    steps = steps.replace("nonlinear", few)
     mixed = fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
     figures = mixed.plan.choices["nonlinear@(model)"]["sqnr_db"]
     for family in ("i-bert", "i-vit", "fq-vit"):
@@ -148,7 +151,7 @@ def test_the_guarded_mix_is_level_with_the_best_family_in_integers() -> None:
 
 def quantized_of(family: str) -> Any:
     steps = fxquant.recipe("integer-only").pipeline
-    forced = Nonlinear(method=family)  # type: ignore[arg-type]
+    forced = Nonlinear(method=family, images=4)  # type: ignore[arg-type]
     steps = steps.replace("nonlinear", forced)
     return fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
 
@@ -168,7 +171,7 @@ def test_images_taken_as_bytes() -> None:
     floats = (pixels / 255 - 0.5) / 0.25
     given: dict[str, Any] = {
         "calibration": floats,
-        "recipe": "integer-only",
+        "pipeline": integer_pipeline(),
         "backend": "reference",
         "input_normalization": ((0.5,) * 3, (0.25,) * 3),
     }
@@ -180,7 +183,8 @@ def test_images_taken_as_bytes() -> None:
 
 
 def test_a_mixer_with_global_pooling_becomes_integer() -> None:
-    q = fxquant.quantize(made(Mixer), calibration=X, recipe="integer-only", backend="reference")
+    steps = integer_pipeline(method="i-vit")
+    q = fxquant.quantize(made(Mixer), calibration=X, pipeline=steps, backend="reference")
     assert prove_integer(q).roots == 2
     assert sqnr_db(logits(made(Mixer)), logits(q)) > 20
     assert any("int_sum" in str(n.target) for n in q.graph.nodes)
@@ -231,3 +235,17 @@ def test_a_sum_with_the_input_itself_has_no_integer_form() -> None:
     with pytest.raises(PipelineError, match="no integer form"):
         # the sum reads the model's input, which nothing quantizes
         fxquant.quantize(made(Model), calibration=x, recipe="integer-only", backend="reference")
+
+
+@pytest.mark.slow
+def test_deit_tiny_compiled_gives_the_same_bits(assets: Path) -> None:
+    model = data.load_deit_tiny()
+    given = (data.DEIT_TINY_MEAN, data.DEIT_TINY_STD)
+    x, _ = data.imagenet_images(data.CALIBRATION_FOLDER, 16, *given)
+    q = fxquant.quantize(model, calibration=x, recipe="integer-only", backend="reference")
+    assert prove_integer(q).roots == 25
+    assert q.report.output_sqnr_db > 14
+    compiled = torch.compile(q, dynamic=True)
+    for batch in (2, 1, 7):
+        with torch.no_grad():
+            assert torch.equal(compiled(x[:batch]), q(x[:batch]))
