@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.methods import Method, ablations, claims, recipes
+from benchmarks.methods import Method, ablations, claims, integer, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
@@ -67,6 +67,7 @@ def main() -> None:
         "recipes": recipe_table(rows),
         "claims": pair_table(rows, claims()),
         "ablations": pair_table(rows, ablations()),
+        "integer": pair_table(rows, integer()),
     }
     page = PAGE.read_text(encoding="utf-8")
     for name, lines in tables.items():

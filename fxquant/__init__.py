@@ -4,6 +4,7 @@ from fxquant.api import compile, load, lower, quantize
 from fxquant.backends.reference.trainable import freeze, trainable
 from fxquant.capture import capture
 from fxquant.errors import FxquantError, FxquantWarning
+from fxquant.finetune import finetune
 from fxquant.graph.site import Site
 from fxquant.models.example import Preprocessing
 from fxquant.models.images import ImageFolder
@@ -34,6 +35,7 @@ __all__ = [
     "State",
     "capture",
     "compile",
+    "finetune",
     "freeze",
     "load",
     "lower",

@@ -29,7 +29,7 @@ from fxquant.pipeline.state import AT_START, Fact, State
 from fxquant.quant.calibration import LIMIT, Calibration, first_batch
 from fxquant.recipe import DYNAMIC, Recipe, recipe
 from fxquant.report import Report
-from fxquant.report.build import build_rows
+from fxquant.report.build import build_rows, build_sensitivities
 
 logger = logging.getLogger("fxquant")
 
@@ -278,6 +278,7 @@ def _report(model: nn.Module, chosen: Recipe, state: State, timing: Timing) -> R
         output_sqnr_db=measured.get("(output)"),
         timings=tuple(timing.seconds),
         notes=tuple(notes),
+        sensitivities=build_sensitivities(state.plan),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fxquant.artifact.checks import brief, items, short_source, unsound
 from fxquant.errors import FxquantError
-from fxquant.report.model import Report, Row
+from fxquant.report.model import Report, Row, Sensitivity
 
 _PLACE = "report.json"
 
@@ -33,8 +33,10 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def report_from_json(data: Any) -> Report:
     """Read and check a report."""
+    held = data if isinstance(data, dict) else {}
     for key in ("rows", "timings", "notes"):
-        items(data.get(key) if isinstance(data, dict) else None, where=f"{_PLACE}, {key}")
+        items(held.get(key), where=f"{_PLACE}, {key}")
+    items(held.get("sensitivities", []), where=f"{_PLACE}, sensitivities")
     try:
         report = Report.from_json(data)
     except (FxquantError, AttributeError, OverflowError) as error:
@@ -42,6 +44,8 @@ def report_from_json(data: Any) -> Report:
     _check(report)
     for row in report.rows:
         _check(row)
+    for sensitivity in report.sensitivities:
+        _check(sensitivity)
     return report
 
 
@@ -51,7 +55,7 @@ def without_paths(report: Report) -> Report:
     return report.with_rows(rows)
 
 
-def _check(record: Report | Row) -> None:
+def _check(record: Report | Row | Sensitivity) -> None:
     for field in fields(record):
         check = _CHECKS.get(str(field.type))
         value = getattr(record, field.name)

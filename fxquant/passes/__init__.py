@@ -6,12 +6,15 @@ from fxquant.passes.assign import Assign, Override
 from fxquant.passes.calibrate import Calibrate
 from fxquant.passes.correct_bias import CorrectBias
 from fxquant.passes.exact_input import ExactInput
+from fxquant.passes.integer import Integer
 from fxquant.passes.measure import Measure
 from fxquant.passes.noise import Noise
+from fxquant.passes.nonlinear import Nonlinear
 from fxquant.passes.open_attention import OpenAttention
 from fxquant.passes.plan import SpareOutliers
 from fxquant.passes.raw_pixels import RawPixels
 from fxquant.passes.region import RegionScales
+from fxquant.passes.residual import Residual
 from fxquant.passes.ridge import Ridge
 from fxquant.passes.smooth import Smooth
 from fxquant.passes.split import SplitOutliers
@@ -34,6 +37,9 @@ BUILTIN: dict[str, type[Pass]] = {
         Ridge,
         CorrectBias,
         Noise,
+        Residual,
+        Nonlinear,
+        Integer,
         Measure,
         RawPixels,
     )
@@ -47,12 +53,15 @@ __all__ = [
     "Calibrate",
     "CorrectBias",
     "ExactInput",
+    "Integer",
     "Measure",
     "Noise",
+    "Nonlinear",
     "OpenAttention",
     "Override",
     "RawPixels",
     "RegionScales",
+    "Residual",
     "Ridge",
     "Smooth",
     "SpareOutliers",

@@ -12,6 +12,7 @@ import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import Tensor
 
 from fxquant.quant import logarithm, region
+from fxquant.quant.integer import operators as integer
 from fxquant.quant.library import define, library
 
 __all__ = ["library"]
@@ -66,6 +67,9 @@ quantize_log = logarithm.quantize_log
 dequantize_log = logarithm.dequantize_log
 quantize_log_per_head = logarithm.quantize_log_per_head
 dequantize_log_per_head = logarithm.dequantize_log_per_head
+
+INTEGER = integer.OPERATORS
+"""Operators of integer arithmetic, see :mod:`fxquant.quant.integer`."""
 
 QUANTIZE = frozenset(
     {

@@ -1,5 +1,5 @@
 """What was quantized, what it costs in accuracy, which kernel runs, and why not int8."""
 
-from fxquant.report.model import Report, Row, Totals
+from fxquant.report.model import Report, Row, Sensitivity, Totals
 
-__all__ = ["Report", "Row", "Totals"]
+__all__ = ["Report", "Row", "Sensitivity", "Totals"]

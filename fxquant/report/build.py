@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fxquant.graph.layers import Layer
 from fxquant.pipeline.plan import Decision, Plan
-from fxquant.report.model import Row
+from fxquant.report.model import Row, Sensitivity
 
 SIMULATED = "float32, int8 simulated"
 _WEIGHTED = ("input", "weight")
@@ -65,3 +65,25 @@ def _row(layer: Layer, plan: Plan, sqnr: float | None) -> Row:
         reason=reason,
         choices=_choices(layer.name, plan),
     )
+
+
+def build_sensitivities(plan: Plan) -> tuple[Sensitivity, ...]:
+    """What the pass ``nonlinear`` measured, from its choices; in graph order, methods as tried."""
+    made = []
+    for key, chosen in plan.choices.items():
+        step, _, layer = key.partition("@")
+        if step != "nonlinear" or "in_db" not in chosen:
+            continue
+        for method, before in chosen["in_db"].items():
+            cost = chosen.get("cost_us", {}).get(method)
+            made.append(
+                Sensitivity(
+                    layer=layer,
+                    method=str(method),
+                    in_db=float(before),
+                    out_db=float(chosen["out_db"][method]),
+                    cost_us=None if cost is None else float(cost),
+                    chosen=method == chosen.get("method"),
+                )
+            )
+    return tuple(made)

@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxquant.report.terminal import SIMULATED, amount, as_shown, decibels, plain, shape
+from fxquant.report.heatmap import heatmap
+from fxquant.report.terminal import SIMULATED, amount, as_shown, decibels, shape
+from fxquant.report.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +57,9 @@ table { border-collapse: collapse; width: 100%; } tbody tr { border-top: 1px sol
 th { text-align: left; } td, th { vertical-align: top; padding: 7px 14px 7px 0; }
 td:first-child { min-width: 150px; } td small { display: block; font-size: 12px; opacity: .75; }
 .num { text-align: right; white-space: nowrap; } small.why { color: var(--warn); opacity: 1; }
+.heat { border-spacing: 2px; border-collapse: separate; width: auto; }
+.heat td { padding: 2px 10px; text-align: right; color: #10151b; border-radius: 4px; }
+.heat td:first-child { color: inherit; text-align: left; } .heat b { text-decoration: underline; }
 @media (max-width: 760px) { thead { display: none; } table, tbody { display: block; }
   tbody tr { display: grid; grid-template-columns: 1fr 1fr; gap: 2px 16px; padding: 10px 0; }
   td { padding: 0; } td:first-child, td:last-child { grid-column: 1/-1; }
@@ -63,13 +68,13 @@ td:first-child { min-width: 150px; } td small { display: block; font-size: 12px;
 """
 SCRIPT = """
 const [find, only] = document.querySelectorAll("#find, #only");
-const body = document.querySelector("tbody"), rows = [...body.rows];
+const body = document.querySelector("#layers tbody"), rows = [...body.rows];
 const text = (row, i) => row.cells[i].dataset.v ?? row.cells[i].textContent;
 document.querySelectorAll(".tools > [hidden]").forEach(e => { e.hidden = false; });
 find.oninput = only.onchange = () => rows.forEach(row => {
   const found = row.textContent.toLowerCase().includes(find.value.toLowerCase());
   row.hidden = !found || only.checked && row.classList.contains("int8"); });
-document.querySelectorAll("th").forEach((th, i, _, way = -1) => th.onclick = () => {
+document.querySelectorAll("#layers th").forEach((th, i, _, way = -1) => th.onclick = () => {
   way = -way;
   rows.sort((p, q) => { const a = text(p, i), b = text(q, i);
     return a === "" || b === "" ? (a === "") - (b === "") : way * (isNaN(a) || isNaN(b)
@@ -185,7 +190,8 @@ def write_html(report: Report, path: str | Path) -> None:
     header = "".join(f"<div><dt>{k}</dt><dd>{_text(v)}</dd></div>" for k, v in facts if v)
     notes = "".join(f"<li><code>{_text(a)}</code> {_text(b)}</li>" for a, b in report.notes)
     heads = "".join(f"<th{' class=num' * (name in NUMBERS)}>{name}</th>" for name in NAMES)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>\n{''.join(map(_row, report.rows))}"
+    body = "".join(map(_row, report.rows))
+    table = f"<table id=layers><thead><tr>{heads}</tr></thead><tbody>\n{body}"
     page = (
         f"{HEAD}<title>{_text(report.model)} · fxquant report</title></head>\n<body>"
         f'<p class="dim">fxquant report</p><h1>{_text(report.model)}</h1><dl>{header}</dl>'
@@ -193,6 +199,7 @@ def write_html(report: Report, path: str | Path) -> None:
         + f"{_tiles(report, word)}{_card('SQNR by layer', _sqnr_chart(rows, word))}"
         + f'<div class="grid wide">{_card("MACs by kernel", _bars(rows, "kernel"))}'
         + f"{_card('MACs by reason', _bars(rows, 'reason'))}</div>"
+        + _card("dB lost through each non-linearity, by method", heatmap(report.sensitivities))
         + _card("Notes", notes and f"<ul>{notes}</ul>")
         + _card("Layers", f"{TOOLS}{table}</tbody></table>")
         + f"<script>{SCRIPT}</script></body></html>\n"

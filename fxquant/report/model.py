@@ -41,6 +41,25 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """One method at one non-linearity. ``in_db``, ``out_db``: SQNR of its input and output against
+    the float model, the mean of the images' ratios inside the logarithm; ``cost_us``: microseconds
+    per image where it was measured; ``chosen``: whether the plan has it here."""
+
+    layer: str
+    method: str
+    in_db: float
+    out_db: float
+    cost_us: float | None = None
+    chosen: bool = False
+
+    @property
+    def delta_db(self) -> float:
+        """dB lost through the layer."""
+        return self.in_db - self.out_db
+
+
+@dataclass(frozen=True, kw_only=True)
 class Totals:
     """Sums over all rows; ``linear_*`` counts weighted layers only."""
 
@@ -64,7 +83,8 @@ class Totals:
 class Report:
     """Rows with a header. ``simulated`` is true for the reference backend: same numbers, no speed.
 
-    ``timings``: (step, seconds). ``notes``: (layer or empty string, sentence).
+    ``timings``: (step, seconds). ``notes``: (layer or empty string, sentence). ``sensitivities``:
+    methods tried at non-linearities, layer by layer.
     """
 
     model: str
@@ -76,6 +96,7 @@ class Report:
     output_sqnr_db: float | None = None
     timings: tuple[tuple[str, float], ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
 
     @property
     def totals(self) -> Totals:
@@ -112,7 +133,9 @@ class Report:
     def from_json(data: dict[str, Any]) -> Report:
         """Read :meth:`to_json` back."""
         try:
-            values = {f.name: data[f.name] for f in fields(Report)}
+            values = {f.name: data[f.name] for f in fields(Report) if f.name != "sensitivities"}
+            tried = data.get("sensitivities", ())
+            values["sensitivities"] = tuple(Sensitivity(**entry) for entry in tried)
             rows = []
             for entry in values["rows"]:
                 shapes = {k: tuple(entry[k]) for k in ("input_shape", "output_shape")}

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fxquant.quant.metrics import EXACT_DB
+from fxquant.report.methods import methods_table
+from fxquant.report.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -40,11 +42,6 @@ def decibels(value: float | None) -> str:
     if value is None:
         return "-"
     return "exact" if value >= EXACT_DB else f"{value:.1f}"
-
-
-def plain(text: str) -> str:
-    """The text without control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def as_shown(report: Report) -> tuple[Report, str]:
@@ -179,7 +176,8 @@ def _totals(report: Report, word: str) -> Table:
 
 
 def show(report: Report, console: Console | None = None, *, all_layers: bool = False) -> None:
-    """Print the report; ``all_layers`` also shows norms, activations and additions."""
+    """Print the report; ``all_layers`` also shows norms, activations and additions, and the
+    methods tried at non-linearities."""
     if console is None:
         console = Console()
         if not console.is_terminal and not console.is_jupyter:
@@ -190,6 +188,8 @@ def show(report: Report, console: Console | None = None, *, all_layers: bool = F
     console.print(_header(report), _table(shown, reasons, width=console.width), "")
     for line in _feet(report, shown, reasons):
         console.print(line)
+    if all_layers and report.sensitivities:
+        console.print(methods_table(report.sensitivities))
     console.print(_totals(report, word), *([""] if report.notes else []))
     for layer, sentence in report.notes:
         line = Text("note ", style="yellow")

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxquant.backends.quantized import QuantizedModule, quantized_module
+from fxquant.backends.reference.integer_view import (
+    freeze_integers,
+    reads_integers,
+    train_integers,
+)
 from fxquant.errors import FrozenModelError, InputError
 from fxquant.graph.flow import origin
 from fxquant.graph.tensors import (
@@ -50,6 +55,8 @@ def trainable(quantized: QuantizedModule) -> GraphModule:
     ``dq(q(x)) -> fake_quantize(x)`` and ``dq(Wq) -> fake_quantize(W)`` with ``W = dq(Wq)``; all
     floating tensors but the scales become parameters. The outputs are those of ``quantized``.
     Train it like any module, then :func:`freeze` it. Gradients are zero where a value is clipped.
+    Integer operators keep their values and get the gradients of the functions they stand for;
+    between them codes travel as floats, and int8 weights have masters in units of codes.
     """
     if not isinstance(quantized, QuantizedModule):
         raise InputError(
@@ -60,12 +67,13 @@ def trainable(quantized: QuantizedModule) -> GraphModule:
     module = GraphModule(quantized, graph, class_name="TrainableModule")
     masters: dict[object, str] = {}  # stored codes to their one master, however many layers read it
     for node in list(graph.nodes):
-        if node.target not in ops.DEQUANTIZE or _is_raw(node):
+        if node.target not in ops.DEQUANTIZE or _is_raw(node) or reads_integers(node):
             continue
         with graph.inserting_before(node):
             stored = _is_stored(node)
             made = _weight(module, node, masters) if stored else _activation(module, node)
         node.replace_all_uses_with(made)
+    train_integers(module)
     prune(module)
     _parameters(module)
     module.meta["fxquant"] = quantized.meta["fxquant"]
@@ -90,6 +98,7 @@ def freeze(module: GraphModule) -> QuantizedModule:
             else:
                 made = _restore_weight(source, node, held)
         node.replace_all_uses_with(made)
+    freeze_integers(source)
     prune(source)
     extra = {key: value for key, value in info.items() if key not in {"plan", "report"}}
     return quantized_module(source, info["plan"], info["report"], **extra)

@@ -17,6 +17,7 @@ from fxquant.backends.x86.weights import Packer
 from fxquant.graph.normal_form import verify
 from fxquant.graph.rule import RuleSet
 from fxquant.graph.tensors import prune
+from fxquant.quant.integer.products import int_linear
 
 _OUTPUT = {torch.uint8: "u8", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -34,7 +35,8 @@ class Lowered:
 def lower_graph(quantized: QuantizedModule) -> Lowered:
     """Bring codes into canonical form, then apply the rules, the widest regions first.
 
-    Packed weights are non-persistent buffers.
+    Packed weights are non-persistent buffers. Integer linears (pass ``integer``) are kernels as
+    they stand: ``torch._int_mm``, with the integer operators around them fused by Inductor.
     """
     graph_module, log = canonical(quantized)
     packer = Packer(graph_module)
@@ -52,13 +54,15 @@ def lower_graph(quantized: QuantizedModule) -> Lowered:
     kernel_of = {
         str(node.meta["layer"]): _describe(node)
         for node in graph_module.graph.nodes
-        if node.target in kernels.KERNELS
+        if node.target in kernels.KERNELS or node.target is int_linear
     }
     reasons = {layer: tuple(dict.fromkeys(texts)) for layer, texts in declined.items()}
     return Lowered(graph_module, kernel_of, reasons)
 
 
 def _describe(node: torch.fx.Node) -> str:
+    if node.target is int_linear:
+        return "torch._int_mm int8, i32 out, integer epilogue"
     if node.target is kernels.qlinear_add:
         return "onednn int8, + residual"
     out_dtype, post_op = node.args[9], node.args[10]

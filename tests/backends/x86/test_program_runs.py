@@ -70,12 +70,17 @@ def test_images_that_go_through_the_steps_together_give_the_same_bits(
 
 
 @pytest.mark.parametrize("micro", [2, 4])
-def test_a_program_may_be_lowered_for_several_images_at_once(micro: int) -> None:
-    made = lower_native(quantized("vit")[1], micro=micro).graph_module
-    x = batch_for("vit", 7, seed=3)
-    (node,) = (n for n in made.graph.nodes if n.target is run_program)
-    assert node.args[5] == micro
-    assert same(results(made, x), results(lowered("vit"), x))
+def test_a_program_may_be_lowered_for_several_images_at_once(micro: int, tmp_path: Path) -> None:
+    made, x = lower_native(quantized("vit")[1], micro=micro), batch_for("vit", 7, seed=3)
+    (node,) = (n for n in made.graph_module.graph.nodes if n.target is run_program)
+    assert node.args[5] == made.micro_batch == micro
+    expected = results(lowered("vit"), x)
+    assert same(results(made.graph_module, x), expected)
+    model = lowered("vit").with_micro_batch(micro)
+    model.save(tmp_path / "model.fxq")
+    for other in (model, copy.deepcopy(model), fxquant.load(tmp_path / "model.fxq")):
+        assert other.native.micro_batch == micro
+        assert same(results(other, x), expected)
 
 
 @pytest.mark.parametrize("name", ["vit", "windows", "two results"])

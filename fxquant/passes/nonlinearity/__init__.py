@@ -1,0 +1,1 @@
+"""Parts of the pass that gives non-linearities integer kernels."""
