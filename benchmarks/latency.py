@@ -29,10 +29,10 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.fair_baseline import restart_fairly
-from benchmarks.peers import CONTENDERS, PEERS, Call, Ready, Task, attempt
+from benchmarks.peers import CONTENDERS, PEERS, Ready, Task, attempt
 from fxquant.capture.torchvision_ops import import_with_torchvision
 from fxquant.fidelity import compare, logits_of
-from fxquant.timing import Timed, interleaved
+from fxquant.timing import interleaved
 
 CALIBRATION_IMAGES = 16
 FIDELITY_IMAGES = 16
@@ -74,7 +74,7 @@ class Field:
         calls: dict[str, Callable[[], object]] = {}
         for key, ready in self.ready.items():
             start = time.perf_counter()
-            made = attempt(lambda ready=ready: _with_logits(ready(x), images, batch))
+            made = attempt(lambda ready=ready: (c := ready(x), logits_of(c, images, batch=batch)))
             spent = {"quantize_s": self.seconds[key], "compile_s": time.perf_counter() - start}
             rows[key] = {name: round(value, 1) for name, value in spent.items()}
             if isinstance(made, str):
@@ -85,26 +85,13 @@ class Field:
             rows[key] |= {"sqnr_db": round(found.sqnr_db, 2), "agreement": found.agreement}
             rows[key] |= {"versions": CONTENDERS[key].versions}
             calls[key] = lambda call=call: call(x)
-        with torch.no_grad():
-            times = interleaved(calls, rounds=40, seconds=seconds) if calls else {}
+        times = interleaved(calls, rounds=40, seconds=seconds) if calls else {}
         for key, timed in times.items():
-            rows[key] |= figures(timed)
+            rows[key] |= {"ms": round(timed.ms, 4), "best_ms": round(timed.best_s * 1e3, 4)}
+            clean = f"{timed.clean}/{timed.samples}"
+            rows[key] |= {"clean": clean, "disturbed": timed.disturbed}
         ordered = {key: rows[key] for key in CONTENDERS if key in rows}
         return {"model": self.name, "batch": batch, **verdict(ordered), "contenders": ordered}
-
-
-def _with_logits(call: Call, images: Tensor, batch: int) -> tuple[Call, Tensor]:
-    return call, logits_of(call, images, batch=batch)
-
-
-def figures(timed: Timed) -> dict[str, Any]:
-    """Times as they are recorded."""
-    return {
-        "ms": round(timed.ms, 4),
-        "best_ms": round(timed.best_s * 1e3, 4),
-        "clean": f"{timed.clean}/{timed.samples}",
-        "disturbed": timed.disturbed,
-    }
 
 
 def verdict(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -114,15 +101,12 @@ def verdict(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     faithful = {key: row for key, row in peers.items() if row["sqnr_db"] >= FAITHFUL_DB}
     fastest = min(faithful or peers, key=lambda key: float(ran[key]["ms"]), default=None)
 
-    def over(key: str | None) -> float | None:
-        if key not in ran or "fxquant" not in ran:
-            return None
-        return round(ran[key]["ms"] / ran["fxquant"]["ms"], 3)
-
+    base = ran.get("fxquant", {}).get("ms")
+    over = {key: round(row["ms"] / base, 3) for key, row in ran.items() if base}
     return {
         "fastest_peer": fastest,
-        "peer_to_fxquant": over(fastest),
-        "fp32_to_fxquant": over("fp32"),
+        "peer_to_fxquant": over.get(fastest),
+        "fp32_to_fxquant": over.get("fp32"),
         "disturbed": any(row["disturbed"] for row in ran.values()),
     }
 
@@ -143,25 +127,12 @@ def add_rows(table: Table, row: Mapping[str, Any]) -> None:
             table.add_row(title, key, *[""] * 4, f"[yellow]{why}[/]")
         else:
             clean = found["clean"] + (" [red]DISTURBED[/]" if found["disturbed"] else "")
-            shares = (
-                f"{base / found['ms']:.2f}" if base else "-",
-                f"{found['ms'] / here:.2f}" if here else "-",
-            )
-            figures = (f"{found['ms']:.3f}", *shares, f"{found['sqnr_db']:.1f}")
-            table.add_row(title, key, *figures, clean)
+            ms = found["ms"]
+            shares = (f"{base / ms:.2f}" if base else "-", f"{ms / here:.2f}" if here else "-")
+            table.add_row(title, key, f"{ms:.3f}", *shares, f"{found['sqnr_db']:.1f}", clean)
         title = ""
-    table.add_section()
-
-
-def headline(row: Mapping[str, Any]) -> str:
-    """The two ratios that matter, in a line."""
-    parts = []
-    if row["fp32_to_fxquant"]:
-        parts.append(f"fp32 / fxquant {row['fp32_to_fxquant']:.2f}")
-    if row["peer_to_fxquant"]:
-        parts.append(f"fastest peer ({row['fastest_peer']}) / fxquant {row['peer_to_fxquant']:.2f}")
-    text = ", ".join(parts) or "no ratio, as fxquant or what it is held against did not run"
-    return f"{row['model']} batch {row['batch']}: {text}{' DISTURBED' * row['disturbed']}"
+    ratios = f"fp32 {row['fp32_to_fxquant']}, {row['fastest_peer']} {row['peer_to_fxquant']}"
+    table.add_row("", "over fxquant", f"[bold]{ratios}[/]", end_section=True)
 
 
 def confine(threads: int) -> None:
@@ -178,8 +149,8 @@ def confine(threads: int) -> None:
 
 def chosen(only: str, peers: str) -> list[str]:
     """Names of contenders from ``--only`` and ``--peers``, in the order of the table."""
-    names = only.split(",") if only else list(CONTENDERS)
-    if unknown := sorted(set(names) - set(CONTENDERS)):
+    names = set(only.split(",") if only else CONTENDERS)
+    if unknown := sorted(names - set(CONTENDERS)):
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
     return [key for key in CONTENDERS if key in names and (peers != "none" or key not in PEERS)]
 
@@ -217,7 +188,7 @@ def main() -> None:
                 row |= {"recipe": options.recipe, "fair_baseline": fair}
                 record.append("latency", row)
                 add_rows(table, row)
-                console.print(f"[dim]{headline(row)}[/]")
+                console.print(f"[dim]{name}, batch {batch}: done[/]")
         del field
         gc.collect()
     console.print(table)

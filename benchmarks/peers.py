@@ -138,14 +138,9 @@ def _openvino(task: Task, **mode: Any) -> Ready:
 
     images = [image.numpy() for image in task.images.split(1)]  # NNCF advises batches of one
     converted = ov.convert_model(task.model, example_input=task.images[:2])
-    data = nncf.Dataset(images)
-    quantized = nncf.quantize(converted, data, subset_size=len(images), **mode)
-    settings = {
-        "INFERENCE_NUM_THREADS": task.threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16",
-    }
+    quantized = nncf.quantize(converted, nncf.Dataset(images), subset_size=len(images), **mode)
+    settings = {"INFERENCE_NUM_THREADS": task.threads, "NUM_STREAMS": 1}
+    settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16"}
 
     def ready(x: Tensor) -> Call:
         fixed = quantized.clone()
@@ -167,34 +162,25 @@ def onnxruntime(task: Task) -> Ready:
     Its threads stop to spin when a run ends: they would slow down whatever is timed next.
     """
     import onnxruntime as ort
-    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    class Images(CalibrationDataReader):
+        left = iter(task.images.split(8))
+
+        def get_next(self) -> Any:
+            part = next(self.left, None)
+            return None if part is None else {"x": part.numpy()}
+
     plain, mended, int8 = (str(task.folder / f"{name}.onnx") for name in ("f32", "pre", "int8"))
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-    torch.onnx.export(
-        copy.deepcopy(task.model),
-        (task.images[:2],),
-        plain,
-        dynamo=True,
-        dynamic_shapes=({0: batch},),
-        external_data=False,
-        input_names=["x"],
-        opset_version=18,
-        verbose=False,
-    )
+    shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},)
+    form: dict[str, Any] = {"external_data": False, "input_names": ["x"], "opset_version": 18}
+    given = (copy.deepcopy(task.model), (task.images[:2],), plain)
+    torch.onnx.export(*given, dynamo=True, dynamic_shapes=shapes, verbose=False, **form)
     quant_pre_process(plain, mended, skip_symbolic_shape=True)
-    parts = iter([{"x": part.numpy()} for part in task.images.split(8)])
-    quantize_static(
-        mended,
-        int8,
-        _reader(parts),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm", "Conv"],
-        extra_options={"MatMulConstBOnly": True},
-    )
+    how: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm", "Conv"], "per_channel": True}
+    how |= {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(mended, int8, Images(), extra_options={"MatMulConstBOnly": True}, **how)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = task.threads, 1
     options.log_severity_level = 3
@@ -203,25 +189,11 @@ def onnxruntime(task: Task) -> Ready:
     return lambda _: lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-def _reader(parts: Any) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def get_next(self) -> Any:
-            return next(parts, None)
-
-    return Reader()
-
-
 PEERS = {
     "torchao": Contender(("torchao",), torchao),
     "openvino": Contender(("openvino", "nncf"), openvino),
     "openvino_default": Contender(("openvino", "nncf"), openvino_default),
     "onnxruntime": Contender(("onnxruntime", "onnx", "onnxscript"), onnxruntime),
 }
-CONTENDERS = {
-    "fxquant": Contender((), ours),
-    "fp32": Contender((), fp32),
-    "bf16": Contender((), bf16),
-    **PEERS,
-}
+OURS = {"fxquant": ours, "fp32": fp32, "bf16": bf16}
+CONTENDERS = {**{name: Contender((), make) for name, make in OURS.items()}, **PEERS}

@@ -24,6 +24,7 @@ from fxquant.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fxquant.profile import Profile
     from fxquant.timing import Timed
 
 CALIBRATION_IMAGES = 16  # random ones: their values do not change the speed
@@ -44,9 +45,14 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,16",
     threads: Annotated[int, typer.Option(min=0, help="0: as torch sees fit.")] = 0,
     seconds: Annotated[float, typer.Option(help="For each batch size, once compiled.")] = 20.0,
+    with_profile: Annotated[
+        bool, typer.Option("--profile", help="Time per kernel and per layer too.")
+    ] = False,
 ) -> None:
     """Time float (torch.compile, constant weights) against int8, and compare their logits."""
     import torch
+
+    from fxquant.profile import profile
 
     sizes = numbers(batch, option="--batch")
     if threads:
@@ -60,8 +66,11 @@ def bench(
         original = named_model(model, weights=weights, pretrained=pretrained)
         quantized = _quantized(original, calibration, recipe, example)
     x = _images(quantized, max(FIDELITY_IMAGES, *sizes))
+    profiles = [(size, profile(quantized, x[:size])) for size in sizes if with_profile]
     rows = [(size, _timed(quantized, original, x[:size], seconds)) for size in sizes]
     _show_times(rows)
+    for size, found in profiles:
+        _show_profile(size, found)
     _show_facts(quantized, original, x[:FIDELITY_IMAGES], batch=sizes[-1])
     library = (against if stored else model) or ""
     random = library.startswith(("timm:", "torchvision:")) and weights is None and not pretrained
@@ -135,6 +144,23 @@ def _show_times(rows: list[tuple[int, dict[str, Timed]]]) -> None:
     output().print(table)
     if any(timed.disturbed for _, times in rows for timed in times.values()):
         show_note("other processes held the cores during most samples: do not trust these times")
+
+
+def _show_profile(size: int, found: Profile) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    steps = sum(step.seconds for step in found.steps)
+    for what, groups in (("kernel", found.by_kernel()), ("layer", found.by_layer())):
+        table = Table(what, "kernels", "steps", "ms", "%", "GOP/s", box=box.SIMPLE)
+        table.title = f"batch {size}: {1e3 * found.total_s:.3f} ms, {1e3 * steps:.3f} ms in steps"
+        for group in groups:
+            kernels = "" if what == "kernel" else ", ".join(group.kernels)
+            figures = (f"{1e3 * group.seconds:.3f}", f"{100 * group.share:.1f}")
+            rate = f"{group.gops:.0f}" if group.macs else "-"
+            table.add_row(Text(group.name), kernels, str(group.steps), *figures, rate)
+        output().print(table)
 
 
 def _show_facts(quantized: Any, model: nn.Module | None, x: Tensor, *, batch: int) -> None:

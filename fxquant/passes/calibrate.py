@@ -15,13 +15,14 @@ from fxquant.errors import CalibrationError, PipelineError
 from fxquant.graph.layers import Layer
 from fxquant.passes.data import first_images
 from fxquant.passes.fit import slots_of
-from fxquant.passes.running import Runner, in_turn, return_free_memory
+from fxquant.passes.running import Runner, in_turn
 from fxquant.passes.searching import Search, weigh
 from fxquant.passes.watched import Watched, watched_tensors
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.plan import Plan
 from fxquant.pipeline.state import Fact, State
 from fxquant.quant.calibration import BATCH, Calibration
+from fxquant.quant.memory import return_free_memory
 from fxquant.quant.observers import Observer, make_observer
 from fxquant.quant.qparams import QParams
 from fxquant.quant.scheme import Scheme

@@ -12,8 +12,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from fxquant.errors import CalibrationError
-from fxquant.passes.running import return_free_memory
 from fxquant.quant.calibration import Leaves
+from fxquant.quant.memory import return_free_memory
 
 Loss = Callable[[Tensor], Tensor]  # of logits [rows, classes], a scalar
 IMAGES = 4  # in memory at once, with everything that backpropagation needs

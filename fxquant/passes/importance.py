@@ -11,8 +11,8 @@ from torch.fx import GraphModule
 
 from fxquant.graph.layers import Layer
 from fxquant.passes.fisher import IMAGES, Kept, Loss, own_entropy
-from fxquant.passes.running import return_free_memory
 from fxquant.quant.calibration import Leaves, parts_of
+from fxquant.quant.memory import return_free_memory
 
 Importance = Literal["even", "energy", "gradient"]
 SEED = 0

@@ -146,7 +146,8 @@ class DivideLast:
         """A softmax over the last axis, in the scores' own dtype."""
         softmax = match["softmax"]
         axes = len(softmax.meta["val"].shape)
-        if not fnmatchcase(str(match.root.meta["layer"]), self.only):
+        layer = str(match.root.meta["layer"])
+        if not any(fnmatchcase(name, self.only) for name in (layer, _fused_name(layer))):
             return Decline(f"it does not match {self.only!r}")
         if softmax.args[1] not in (-1, axes - 1) or len(softmax.args) > 2 or softmax.kwargs:
             return Decline("its softmax is over another axis than the keys, or casts")
@@ -162,6 +163,12 @@ class DivideLast:
 
 
 _PARTS = ("qk", "softmax", "av")
+
+
+def _fused_name(product: str) -> str:
+    """``attn.av@2`` -> ``attn.sdpa@2``: what the layer was called while it was fused."""
+    stem, mark, called = product.partition("@")
+    return (stem.removesuffix("av") + "sdpa" if stem.endswith("av") else stem) + mark + called
 
 
 def _name(fused: str, part: str, taken: set[str]) -> str:

@@ -13,10 +13,11 @@ from torch.fx import GraphModule
 
 from fxquant.graph.layers import Layer
 from fxquant.passes.data import at_hand
-from fxquant.passes.running import Runner, in_turn, return_free_memory
+from fxquant.passes.running import Runner, in_turn
 from fxquant.passes.searching import Search, weigh
 from fxquant.passes.watched import watched_tensors
 from fxquant.quant.calibration import Calibration, parts_of
+from fxquant.quant.memory import return_free_memory
 from fxquant.quant.qparams import QParams, Split
 from fxquant.quant.region import LARGEST_SHIFT
 from fxquant.quant.scheme import Scheme

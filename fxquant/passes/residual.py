@@ -14,11 +14,12 @@ from fxquant.errors import CalibrationError, PipelineError, PlanError
 from fxquant.graph.flow import origin
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import call, copy_graph
-from fxquant.passes.running import Runner, return_free_memory
+from fxquant.passes.running import Runner
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, State
 from fxquant.quant import ops
 from fxquant.quant.integer.codes import Codes
+from fxquant.quant.memory import return_free_memory
 from fxquant.quant.observers import Observer, make_observer
 from fxquant.quant.scheme import Scheme
 

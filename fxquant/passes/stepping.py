@@ -18,9 +18,10 @@ from fxquant.graph.flow import depends_on_input
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import tensor_at
 from fxquant.passes.fit import WEIGHTED
-from fxquant.passes.running import fast_linear, return_free_memory
+from fxquant.passes.running import fast_linear
 from fxquant.quant import ops
 from fxquant.quant.calibration import Leaves
+from fxquant.quant.memory import return_free_memory
 
 aten = torch.ops.aten
 Upstream = Literal["float", "quantized"]

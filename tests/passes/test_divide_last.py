@@ -134,7 +134,6 @@ def test_only_the_layers_asked_for_are_divided_last() -> None:
         torch.testing.assert_close(state.graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(reason="the glob is over fused names, but the rule looks at the name of the av")
 def test_one_fused_layer_may_be_named_in_full() -> None:
     step = OpenAttention(only="blocks.1.attn.sdpa", form="exponentials")
     state = divided(made(lambda: Vit(32, 2)), images(2), step=step)

@@ -18,17 +18,30 @@ from fxquant.backends.x86.program.values import Unsupported
 from fxquant.backends.x86.tuning import best_micro_batch
 from fxquant.errors import BackendError
 from fxquant.graph.tensors import add_buffer, call, copy_graph, prune
+from fxquant.quant.memory import return_free_memory
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One call of a program: its kernel, the layer it works for, what it computes, and the other
+    layers it computes as well."""
+
+    kernel: str
+    layer: str
+    text: str
+    int8: bool
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Native:
     """``graph_module``: the program's one call. ``kernel_of``: layer to the int8 kernel that runs
-    it. ``built``: the steps, for profiles and comparison. ``level``: the instruction set."""
+    it. ``steps``: what the program does, one by one. ``level``: the instruction set."""
 
     graph_module: GraphModule
     kernel_of: dict[str, str]
     declined: dict[str, tuple[str, ...]]
-    built: Built
+    steps: tuple[StepInfo, ...]
     level: str
     micro_batch: int
 
@@ -56,12 +69,13 @@ def lower_native(quantized: QuantizedModule, *, micro: int | None = None) -> Nat
     try:
         kernels = library(usable[0])
     except BackendError as error:
-        raise Unsupported(str(error.what)) from error
+        raise Unsupported(": ".join(filter(None, (error.what, error.why)))) from error
     graph_module, log = canonical(quantized)
     built = build(graph_module, kernels)
     declined: dict[str, list[str]] = {}
     for entry in log.declined:
         declined.setdefault(entry.layer, []).append(entry.reason)
+    return_free_memory()
     encoded = encode(built)
     shapes = tuple(size for shape in built.output_shapes for size in (len(shape), *shape))
     inputs = tuple((held.shape, held.dtype) for held in built.inputs)
@@ -72,7 +86,10 @@ def lower_native(quantized: QuantizedModule, *, micro: int | None = None) -> Nat
         micro_batch=images,
         kernel_of=_kernel_of(built, usable[0]),
         declined={layer: tuple(dict.fromkeys(texts)) for layer, texts in declined.items()},
-        built=built,
+        steps=tuple(
+            StepInfo(step.kernel.name.lower(), step.layer, step.text, step.int8, step.also)
+            for step in built.steps
+        ),
         level=usable[0],
     )
 

@@ -11,8 +11,9 @@ from torch.fx import GraphModule
 
 from fxquant.errors import CalibrationError
 from fxquant.passes.data import first_images
-from fxquant.passes.running import Runner, return_free_memory
+from fxquant.passes.running import Runner
 from fxquant.quant.calibration import Calibration
+from fxquant.quant.memory import return_free_memory
 
 ROWS = 4096  # kept per view: enough for percentiles, 12 MB at 768 channels
 

@@ -12,10 +12,11 @@ from torch.fx import GraphModule
 
 from fxquant.passes.nonlinearity.places import Place
 from fxquant.passes.nonlinearity.records import slot_of
-from fxquant.passes.running import Runner, return_free_memory
+from fxquant.passes.running import Runner
 from fxquant.quant.calibration import Calibration
 from fxquant.quant.integer.codes import Codes
 from fxquant.quant.integer.families import Slot
+from fxquant.quant.memory import return_free_memory
 from fxquant.quant.observers import Observer, make_observer
 from fxquant.quant.scheme import Scheme
 

@@ -61,7 +61,6 @@ def test_a_broken_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.xfail(reason="the note says what failed, not why")
 @pytest.mark.usefixtures("fresh")
 def test_the_note_about_a_broken_compiler_quotes_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -86,6 +86,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
         "b (quantized_decomposed.quantize_per_tensor.default): codes 0..63",
     ),
     "merged without a norm": (Swin, "w8a8", "the codes that merge reads are not in rows"),
+    "tokens joined out of order": (
+        lambda: Between(lambda x: torch.cat([x[:, :3], F.layer_norm(x, (32,))[:, ::2]], 1)),
+        "w8a8",
+        "rows of part.norm are joined out of order",
+    ),
     "mean of channels": (
         lambda: Between(lambda x: x + x.mean(-1, keepdim=True)),
         "w8a8",

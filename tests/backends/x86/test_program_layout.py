@@ -21,7 +21,9 @@ def indices(draw: st.DrawFn) -> tuple[Tensor, int, int]:
     """An index as movement operators leave it, or any other, into a matrix ``[rows, columns]``."""
     rows, columns = draw(SIZES), draw(SIZES)
     whole = torch.arange(rows * columns).reshape(rows, columns)
-    kind = draw(st.sampled_from(["whole", "turned", "rows", "cut", "rolled", "split", "any"]))
+    kind = draw(
+        st.sampled_from(["whole", "turned", "rows", "cut", "rolled", "split", "shifted", "any"])
+    )
     if kind == "turned":
         whole = whole.t()
     elif kind == "rows":
@@ -35,6 +37,11 @@ def indices(draw: st.DrawFn) -> tuple[Tensor, int, int]:
         parts = draw(st.sampled_from([n for n in range(1, rows + 1) if rows % n == 0]))
         whole = whole.reshape(parts, rows // parts, columns).transpose(0, 1)
         whole = whole.reshape(rows // parts, parts * columns)
+    elif (
+        kind == "shifted"
+    ):  # whole rows of elements, but from the middle of one to that of the next
+        first = draw(st.integers(0, columns - 1)) if rows > 1 else 0
+        whole = whole.reshape(-1)[first : first + (rows - 1 or 1) * columns].reshape(-1, columns)
     elif kind == "any":
         some = st.lists(st.integers(0, rows * columns - 1), min_size=1, max_size=12)
         whole = torch.tensor(draw(some))[None]

@@ -107,7 +107,7 @@ def test_inductor_around_a_program_gives_the_same_bits() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["vit", "mixer", "gmlp", "windows", "two results"])
 def test_copies_and_files_give_the_same_bits(name: str, tmp_path: Path) -> None:
     model, x = lowered(name), batch_for(name, 3, seed=4)
     expected = results(model, x)
@@ -169,7 +169,7 @@ def test_a_program_takes_time_by_step_and_leaves_its_inputs_alone() -> None:
     before, expected = x.clone(), results(model, x)
     program, constants, shapes, level = program_of(model)
     held = program.clone(), constants.clone()
-    profile = torch.zeros(len(model.native.built.steps), dtype=torch.int64)
+    profile = torch.zeros(len(model.native.steps), dtype=torch.int64)
     assert same(execute(program, constants, [x], shapes, level, 1, profile), expected)
     assert (profile > 0).all()
     assert torch.equal(x, before)

@@ -60,6 +60,9 @@ def _emit(
     else:
         raise Unsupported(f"only some operands of {attention.layer} are quantized")
     groups, heads, tokens = scores.shape
+    word = 4 if int8 else 2  # channels that a dot product takes at once
+    if attention.columns // heads % word:
+        raise Unsupported(f"the heads of {attention.layer} are not a multiple of {word} wide")
     block.groups, block.heads, block.tokens = groups, heads, tokens
     block.width = attention.columns // heads
     block.output_stride, block.store = into.columns, store

@@ -47,11 +47,16 @@ class Built:
     values: dict[str, View]
 
 
-def build(graph_module: GraphModule, library: ctypes.CDLL) -> Built:
-    """Interpret a canonical quantized graph; raises :class:`Unsupported` for what has no kernel."""
-    emitter = Emitter(library)
+def build(graph_module: GraphModule, library: ctypes.CDLL, *, track: bool = False) -> Built:
+    """Interpret a canonical quantized graph; raises :class:`Unsupported` for what has no kernel.
+
+    ``track``: keep where the values of nodes come to lie, for comparison; their indices take more
+    memory than the model.
+    """
+    emitter = Emitter(library, track=track)
     env: dict[Node, Any] = {}
     inputs: list[Buffer] = []
+    dying = _last_readers(graph_module)
     for node in graph_module.graph.nodes:
         if node.op == "placeholder":
             env[node] = _input(node, inputs)
@@ -59,6 +64,8 @@ def build(graph_module: GraphModule, library: ctypes.CDLL) -> Built:
             env[node] = tensor_at(graph_module, str(node.target)).detach()
         elif node.op == "call_function" and not _is_size(node):
             env[node] = _share(_interpret(node, env, emitter), node)
+        for dead in dying.get(node, ()):
+            env.pop(dead, None)
     results = _results(graph_module, env)
     outputs = []
     for number, view in enumerate(results):
@@ -70,6 +77,19 @@ def build(graph_module: GraphModule, library: ctypes.CDLL) -> Built:
         tuple(view.shape for view in results),
         emitter.values,
     )
+
+
+def _last_readers(graph_module: GraphModule) -> dict[Node, list[Node]]:
+    """The nodes that each node is the last to read; results are read to the end."""
+    last: dict[Node, Node] = {}
+    for node in graph_module.graph.nodes:
+        for read in node.all_input_nodes:
+            last[read] = node
+    found: dict[Node, list[Node]] = {}
+    for read, node in last.items():
+        if node.op != "output":
+            found.setdefault(node, []).append(read)
+    return found
 
 
 def _input(node: Node, inputs: list[Buffer]) -> View:
@@ -172,7 +192,7 @@ def _output(emitter: Emitter, view: View, number: int) -> Buffer:
     in_order = view.index.numel() == source.size and torch.equal(view.index.reshape(-1), order)
     if source.buffer is None and in_order and source.columns == width and view.factor == 1.0:
         emitter.write(source, into)
-        emitter.values[view.name] = View(into, view.index)
+        emitter.known(view.name, View(into, view.index))
     else:
         emitter.copy(view, into)
     return into

@@ -41,14 +41,16 @@ from fxquant.backends.x86.program.values import (
 class Emitter:
     """Collects the steps of one program for the kernels of ``library``."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, *, track: bool = False) -> None:
         self.library = library
+        self._track = track
         self.steps: list[Step] = []
         self.values: dict[str, View] = {}
         self._packed: dict[int, tuple[Tensor, Tensor]] = {}
 
     def floats(self, view: View) -> View:
         """The view on a float buffer, emitting what it waits for."""
+        given = view
         if view.factor != 1.0:
             raise Unsupported(f"the result of {view.source.layer} is scaled by a number")
         source = view.source
@@ -57,11 +59,16 @@ class Emitter:
             view = replace(view, source=source, index=index)
         if source.buffer is None:
             self.write(source, Buffer(source.rows, source.columns, source.layer))
+            given.source.forget()
         assert source.buffer is not None
         made = View(source.buffer, view.index)
-        if view.name:
-            self.values[view.name] = made
+        self.known(view.name, made)
         return made
+
+    def known(self, name: str, view: View) -> None:
+        """Where the value of a node lies."""
+        if name and self._track:
+            self.values[name] = view
 
     def write(self, source: Source, into: Buffer) -> None:
         """Emit a source into a given buffer."""
@@ -80,6 +87,7 @@ class Emitter:
         else:
             raise Unsupported(f"{type(source).__name__.lower()} as float values")
         source.buffer = into
+        source.forget()
 
     def codes(self, codes: Codes) -> View:
         """The view on a buffer of codes, emitting them if they were not."""
@@ -94,8 +102,10 @@ class Emitter:
             else:
                 self._quantize(codes)
         assert codes.emitted is not None
-        if codes.name:
-            self.values[codes.name] = codes.emitted
+        codes.view = replace(codes.view, source=codes.emitted.source, index=codes.emitted.index)
+        index = codes.emitted.index
+        index = index.transpose(-1, -2) if codes.turned else index
+        self.known(codes.name, View(codes.emitted.source, index))
         return codes.emitted
 
     def _quantize(self, codes: Codes) -> None:

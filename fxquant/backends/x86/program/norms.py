@@ -129,6 +129,10 @@ def patch_codes(out: Emitting, image: Image, codes: Codes, patch: tuple[int, int
     }
     text = "patches" if raw else "patches, quantize"
     out.steps.append(Step(Kernel.PATCHES, block, pointers, image.layer, text))
+    lines = (height // patch[0], width // patch[1])
+    places = torch.arange(into.size).reshape(1, *lines, channels, *patch)
+    pixels = places.permute(0, 3, 1, 4, 2, 5).reshape(1, channels, height, width)
+    out.known(codes.name, View(into, pixels))
     return View(into, torch.arange(into.size).reshape(1, rows, inner))
 
 

@@ -48,7 +48,7 @@ def _transposed(value: View | Codes) -> View | Codes:
     )
     view = value.view
     turned = View(view.source, view.index.transpose(-1, -2), view.factor)
-    return Codes(turned, scale, zero_point)
+    return Codes(turned, scale, zero_point, name=value.name, turned=not value.turned)
 
 
 def softmax(node: Node, out: Emitting, scores: Any, axis: int, dtype: Any = None) -> Shares:

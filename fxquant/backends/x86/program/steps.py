@@ -64,6 +64,9 @@ class Emitting(Protocol):
     def codes(self, codes: Codes) -> View:
         """The view on memory that holds the codes."""
 
+    def known(self, name: str, view: View) -> None:
+        """Say where the value of a node lies."""
+
     def packed(self, codes: Tensor) -> Tensor:
         """Weights ``[out, in]`` as the linear kernel takes them."""
 

@@ -35,6 +35,13 @@ class Source:
         """Elements of one image."""
         return self.rows * self.columns
 
+    def forget(self) -> None:
+        """The work is emitted: let go of what it was made of. Otherwise the residual stream would
+        hold every value before it, and their indices take more memory than the model."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, (View, Codes)):
+                setattr(self, name, None)
+
 
 @dataclass(eq=False)
 class Buffer(Source):
@@ -93,6 +100,7 @@ class Codes:
     """u8 codes of ``view``: ``clamp(round(x / scale + zero_point))``.
 
     ``scale`` and ``zero_point`` are floats, or tensors that broadcast to the view's shape.
+    ``name``: the node they are the value of, ``turned`` with its last two axes exchanged.
     ``per_token``: they are computed row by row, into ``ranges``, and ``view`` is in rows.
     """
 
@@ -103,6 +111,7 @@ class Codes:
     name: str = ""
     emitted: View | None = None
     ranges: tuple[Buffer, ...] = ()
+    turned: bool = False
 
     def moved(self, index: Tensor) -> Codes:
         """The same codes in another order, where one scale serves all."""
