@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks import record
 from fxquant.backends.x86.arguments import (
     Activation,
+    AttentionArguments,
     Epilogue,
     LinearArguments,
     MixArguments,
@@ -38,6 +39,7 @@ LINEARS = (
     *((197, 768, 3072), (197, 3072, 768), (3136, 96, 288), (196, 256, 1536)),
 )
 MIXES = ((196, 384, 768), (384, 196, 768))
+ATTENTIONS = ((1, 6, 197, 64), (64, 3, 49, 32), (1, 3, 577, 64))  # groups, heads, tokens, width
 STORES = ((Activation.NONE, Store.F32_ROWS), (Activation.NONE, Store.U8_ROWS))
 GELU = (Activation.GELU, Store.U8_ROWS)
 COLUMNS = ("kernel", "tokens, in, out", "result", "parts", "best", "median", "of peak", "oneDNN")
@@ -113,6 +115,28 @@ def mix(shape: tuple[int, int, int], keep: list[torch.Tensor]) -> MixArguments:
     return MixArguments(x.data_ptr(), *sizes, weight.data_ptr(), start.data_ptr())
 
 
+def attention(
+    lib: Any, shape: tuple[int, int, int, int], keep: list[torch.Tensor]
+) -> AttentionArguments:
+    """Random codes of queries, keys and values in one buffer; room for the result."""
+    groups, heads, tokens, width = shape
+    rows, columns = groups * tokens, heads * width
+    codes = torch.randint(0, 256, (rows * 3 * columns + 64,), dtype=torch.uint8)
+    ones, zeros = torch.full((columns,), 0.1), torch.zeros(columns)
+    scale, points = torch.full((heads,), 1e-4), torch.full((heads,), 128, dtype=torch.int32)
+    output = torch.zeros(rows * columns + 64, dtype=torch.uint8)
+    made = AttentionArguments(groups=groups, heads=heads, tokens=tokens, width=width)
+    for place, name in enumerate(("query", "key", "value")):
+        setattr(made, name, codes.data_ptr() + place * columns)
+    made.input_stride, made.output_stride, made.store = 3 * columns, columns, Store.U8_ROWS
+    scratch = torch.zeros(lib.fxq_attention_scratch(ctypes.byref(made)) + 64, dtype=torch.uint8)
+    keep += [codes, ones, zeros, scale, points, output, scratch]
+    made.score_scale, made.query_zero_point = scale.data_ptr(), points.data_ptr()
+    made.output_scale, made.output_bias = ones.data_ptr(), zeros.data_ptr()
+    made.output, made.scratch = output.data_ptr(), scratch.data_ptr()
+    return made
+
+
 def onednn(shape: tuple[int, int, int], how: tuple[int, int]) -> Callable[[], object]:
     """torch's packed int8 linear with the same result."""
     rows, inner, columns = shape
@@ -164,6 +188,17 @@ def main() -> None:
             record.append("kernels", row | {"onednn_best_gops": round(theirs)})
             figures = (f"{best:.0f}", f"{median:.0f}", f"{share:.2f}", f"{theirs:.0f}")
             table.add_row(name, str(shape), result, str(parts), *figures)
+    for shape_of_heads in ATTENTIONS:
+        groups, heads, tokens, width = shape_of_heads
+        kept: list[torch.Tensor] = []
+        block = attention(lib, shape_of_heads, kept)
+        operations = 4 * groups * heads * tokens * tokens * width
+        run = shared(lib.fxq_attention, block, 1)
+        best, median = rates(run, operations, options.seconds)
+        row = {"kernel": "attention", "shape": shape_of_heads, "result": "u8", "parts": 1}
+        record.append("kernels", row | {"best_gops": round(best), "median_gops": round(median)})
+        figures = (f"{best:.0f}", f"{median:.0f}", f"{best / PEAK:.2f}", "-")
+        table.add_row("attention", str(shape_of_heads), "u8", "1", *figures)
     console.print(table)
 
 

@@ -67,7 +67,6 @@ def compile_model(
         strict=strict,
         example=example_input(example),
         limit=limit,
-        executor="eager",
     )
     with staged(out, report) as files:
         made.save(files[0])

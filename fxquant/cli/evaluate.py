@@ -40,8 +40,8 @@ def evaluate(
     std: Annotated[str | None, typer.Option(help="As --mean.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
     executor: Annotated[
-        str, typer.Option(help="inductor compiles first, eager starts at once.")
-    ] = "inductor",
+        str, typer.Option(help="native, inductor (compiles first) or eager.")
+    ] = "native",
 ) -> None:
     """Measure an artifact on labelled images, against the float model, or both."""
     import fxquant

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graph.layers import find_layers
 from fxquant.graph.pattern import Any_, Op, Pattern
-from fxquant.graph.rule import Decline, Match, RuleSet
+from fxquant.graph.rule import Decline, Match, Rule, RuleSet
 from fxquant.graph.tensors import add_buffer, attribute_name, call, constant_of, copy_graph, prune
 from fxquant.graph.weighted import row_exponentials, weighted_mean
 from fxquant.pipeline.base import Pass
@@ -52,15 +52,16 @@ class OpenAttention(Pass):
         source = state.graph
         graph_module = GraphModule(source, copy_graph(source.graph))
         lacks = "" if state.target.matmul or self.simulate == "ask" else state.target.backend
-        log = RuleSet((WriteOut(self.only, lacks),)).apply(graph_module)
+        rules: list[tuple[Rule, str]] = [(WriteOut(self.only, lacks), "attention stays fused")]
         if self.form == "exponentials" and not lacks:
-            log.declined.extend(RuleSet((DivideLast(self.only),)).apply(graph_module).declined)
-        prune(graph_module)
+            rules.append((DivideLast(self.only), "its softmax stays whole"))
         notes = [
-            Note(self.name, declined.layer, f"attention stays fused: {declined.reason}")
-            for declined in log.declined
+            Note(self.name, declined.layer, f"{kept}: {declined.reason}")
+            for rule, kept in rules
+            for declined in RuleSet((rule,)).apply(graph_module).declined
             if fnmatchcase(declined.layer, self.only)
         ]
+        prune(graph_module)
         state = state.rewritten(graph_module).noting(notes)
         return state.having(Fact.LAYERS, find_layers(graph_module))
 

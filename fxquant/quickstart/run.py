@@ -69,7 +69,7 @@ def run(
     check_writable(report, artifact)
     split, model = load_split(), load_digits_vit()
     backend, notes = _backend()
-    executor: Executor = "inductor" if batches else "eager"
+    executor: Executor = "native" if batches else "eager"
     if batches and not _has_compiler():
         executor, batches = "eager", ()
         notes.append("no C++ compiler was found, which torch.compile needs: nothing is timed")

@@ -100,6 +100,5 @@ def test_a_product_that_two_views_read_is_computed_once() -> None:
     assert found == ["patch", "fc"]
 
 
-@pytest.mark.xfail(reason="a shared product is computed for its codes, then again for its floats")
 def test_a_product_read_as_codes_and_as_floats_is_computed_once() -> None:
     assert int8_steps(lambda m, x: m.norm(m.fc(x)) + x) == ["patch", "fc"]

@@ -93,7 +93,7 @@ class Emitter:
         """The view on a buffer of codes, emitting them if they were not."""
         if codes.emitted is None:
             source = codes.view.source
-            if isinstance(source, Product) and source.buffer is None and not codes.per_token:
+            if isinstance(source, Product) and source.buffer is None and not _in_floats(codes):
                 codes.emitted = product_codes(self, source, codes)
             elif isinstance(source, Norm) and source.buffer is None:
                 codes.emitted = norm_codes(self, source, codes)
@@ -232,6 +232,13 @@ class Emitter:
             setattr(block, f"{name}_stride", rows.stride)
             pointers[name] = Pointer(view.source, 4 * rows.offset)
         self.steps.append(Step(Kernel.ADD, block, pointers, added.layer, "add"))
+
+
+def _in_floats(codes: Codes) -> bool:
+    """Whether a product is needed in float before it is quantized: for ranges per token, or since
+    others read all of it too, and it must not be computed twice."""
+    view = codes.view
+    return codes.per_token or (view.shared and view.index.numel() == view.source.size)
 
 
 def _rows_of(view: View) -> Norm:
