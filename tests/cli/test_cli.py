@@ -84,7 +84,7 @@ def test_a_plan_goes_out_and_comes_back(home: Path, tmp_path: Path) -> None:
 
 def test_inspect_shows_layers_and_origin(home: Path) -> None:
     text = succeed("inspect", "x86.fxq").output
-    for part in ("Tiny", "fc1", "onednn int8", "runs on   x86", "pipeline  annotate", "format 1"):
+    for part in ("Tiny", "fc1", "int8 linear", "runs on   x86", "pipeline  annotate", "format 1"):
         assert part in text
     all_layers = succeed("inspect", "x86.fxq", "--layers").output
     assert len(all_layers.splitlines()) > len(text.splitlines())

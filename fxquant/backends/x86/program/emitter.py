@@ -110,7 +110,7 @@ class Emitter:
 
     def _quantize(self, codes: Codes) -> None:
         """Codes of values that stand in memory, in the view's order or transposed."""
-        view = self.floats(View(codes.view.source, codes.view.index))
+        view = self.floats(replace(codes.view, factor=1.0, name=""))
         base = view.source
         if base.rows > 1 and is_transposed(view.index, base.rows, base.columns):
             rows = _rows_of(whole(base, (base.rows, base.columns)))
