@@ -216,3 +216,18 @@ class AddArguments(Structure):
         ("columns", c_int64),
         ("output", c_void_p),
     ]
+
+
+class DenseArguments(Structure):
+    """``fxq_dense_arguments``."""
+
+    _fields_: ClassVar = [
+        ("input", c_void_p),
+        ("input_stride", c_int64),
+        ("rows", c_int64),
+        ("inner", c_int64),
+        ("columns", c_int64),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("output", c_void_p),
+    ]

@@ -172,6 +172,16 @@ struct fxq_add_arguments {
     float* output;                // rows one behind another
 };
 
+// output[r, n] = bias[n] + sum_k input[r, k] * weight[k, n], all in float
+struct fxq_dense_arguments {
+    const float* input;
+    int64_t input_stride;         // between rows
+    int64_t rows, inner, columns;
+    const float* weight;          // [inner][columns]
+    const float* bias;            // [columns]
+    float* output;                // rows one behind another
+};
+
 int64_t fxq_panel(void);                                  // columns of a packed panel
 int64_t fxq_packed_bytes(int64_t columns, int64_t inner); // of fxq_pack_weight's output
 void fxq_pack_weight(const int8_t* weight, int64_t columns, int64_t inner, int8_t* packed);
@@ -187,6 +197,7 @@ void fxq_patches(const struct fxq_patches_arguments*, int32_t part, int32_t part
 void fxq_gather(const struct fxq_gather_arguments*, int32_t part, int32_t parts);
 void fxq_mean(const struct fxq_mean_arguments*, int32_t part, int32_t parts);
 void fxq_add(const struct fxq_add_arguments*, int32_t part, int32_t parts);
+void fxq_dense(const struct fxq_dense_arguments*, int32_t part, int32_t parts);
 
 }  // extern "C"
 #pragma GCC visibility pop

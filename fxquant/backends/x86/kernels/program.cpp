@@ -84,6 +84,7 @@ bool call(int32_t kernel, const void* block, int32_t part, int32_t parts) {
         case FXQ_STEP_GATHER: fxq_gather((const fxq_gather_arguments*)block, part, parts); break;
         case FXQ_STEP_MEAN: fxq_mean((const fxq_mean_arguments*)block, part, parts); break;
         case FXQ_STEP_ADD: fxq_add((const fxq_add_arguments*)block, part, parts); break;
+        case FXQ_STEP_DENSE: fxq_dense((const fxq_dense_arguments*)block, part, parts); break;
         default: return false;
     }
     return true;

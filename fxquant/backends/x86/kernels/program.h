@@ -44,6 +44,7 @@ enum {
     FXQ_STEP_GATHER = 6,
     FXQ_STEP_MEAN = 7,
     FXQ_STEP_ADD = 8,
+    FXQ_STEP_DENSE = 9,
 };
 
 #pragma GCC visibility push(default)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fxquant.backends.x86.arguments import (
     AddArguments,
     AttentionArguments,
+    DenseArguments,
     FloatAttentionArguments,
     GatherArguments,
     MeanArguments,
@@ -25,6 +26,7 @@ from fxquant.backends.x86.program.steps import Kernel, Pointer, Step, constant
 from fxquant.backends.x86.program.values import (
     Buffer,
     Codes,
+    Dense,
     Joined,
     Linear,
     Mean,
@@ -84,6 +86,8 @@ class Emitter:
             self._mean(source, into)
         elif isinstance(source, Sum):
             self._add(source, into)
+        elif isinstance(source, Dense):
+            self._dense(source, into)
         else:
             raise Unsupported(f"{type(source).__name__.lower()} as float values")
         source.buffer = into
@@ -217,6 +221,26 @@ class Emitter:
             "output": Pointer(into, writes=True),
         }
         self.steps.append(Step(Kernel.MEAN, block, pointers, mean.layer, "mean"))
+
+    def _dense(self, dense: Dense, into: Buffer) -> None:
+        inner = len(dense.weight)
+        view = self.floats(dense.input)
+        rows = strided(view.index, inner)
+        if rows is None:
+            view = self.gathered(dense.input)
+            rows = strided(view.index, inner)
+        assert rows is not None
+        assert isinstance(view.source, Buffer)
+        block = DenseArguments(
+            input_stride=rows.stride, rows=dense.rows, inner=inner, columns=dense.columns
+        )
+        pointers = {
+            "input": Pointer(view.source, 4 * rows.offset),
+            "weight": constant(dense.weight),
+            "bias": constant(dense.bias),
+            "output": Pointer(into, writes=True),
+        }
+        self.steps.append(Step(Kernel.DENSE, block, pointers, dense.layer, "float linear"))
 
     def _add(self, added: Sum, into: Buffer) -> None:
         block = AddArguments(rows=added.rows, columns=added.columns)

@@ -17,6 +17,7 @@ from fxquant.backends.x86.program.scores import Attention, Exponentials, Scores
 from fxquant.backends.x86.program.steps import Emitting
 from fxquant.backends.x86.program.values import (
     Codes,
+    Dense,
     Image,
     Joined,
     Linear,
@@ -86,6 +87,11 @@ def _u8_shift(low: int, high: int, dtype: torch.dtype) -> int:
 
 def linear(node: Node, out: Emitting, codes: Any, weight: Any, bias: Tensor | None = None) -> View:
     """A product over features, or over tokens where its input is read column by column."""
+    if isinstance(codes, View) and isinstance(weight, Tensor) and weight.dim() == 2:
+        given = torch.zeros(len(weight)) if bias is None else bias.float()
+        rows = math.prod(codes.shape[:-1])
+        dense = Dense(rows, len(weight), _layer(node), codes, weight.float().t(), given)
+        return whole(dense, (*codes.shape[:-1], len(weight)))
     codes, weight = _operands(codes, weight)
     outputs = len(weight.codes)
     shape = (*codes.view.shape[:-1], outputs)

@@ -26,6 +26,7 @@ class Kernel(IntEnum):
     GATHER = 6
     MEAN = 7
     ADD = 8
+    DENSE = 9
 
 
 @dataclass(frozen=True, eq=False)

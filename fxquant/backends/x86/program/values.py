@@ -198,6 +198,15 @@ class Mean(Source):
 
 
 @dataclass(eq=False)
+class Dense(Source):
+    """A linear that the plan keeps in float: ``weight`` is ``[in, out]``."""
+
+    input: View
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(eq=False)
 class Sum(Source):
     """``left + right``, row by row."""
 
