@@ -85,6 +85,11 @@ def _lowered(
         return lower_native(quantized, micro=quantized.micro_batch), executor, ""
     except Unsupported as error:
         note = f"runs through Inductor, not as one program: {error}"
+        if any(s.slot == "lhs" and d.scheme for s, d in quantized.plan.decisions.items()):
+            note += (
+                "; attention planned in int8 is simulated in float there, slower than in bf16: "
+                "quantize with pipeline.without('open_attention')"
+            )
         return lower_graph(quantized), "inductor", note
 
 
