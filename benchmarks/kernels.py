@@ -159,7 +159,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="of timing per figure")
     options = parser.parse_args()
     lib = library(options.level)
-    lib.fxq_packed_bytes.restype = ctypes.c_int64
     console = Console(width=110)
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD)
     cases = [("linear", shape, how) for shape in LINEARS for how in (*STORES, GELU)]

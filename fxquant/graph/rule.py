@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -70,6 +71,14 @@ class RewriteLog:
 
     applied: dict[str, int] = field(default_factory=dict)
     declined: list[Declined] = field(default_factory=list)
+
+
+def reasons_of(logs: Iterable[RewriteLog]) -> dict[str, tuple[str, ...]]:
+    """Layer to the different reasons of the rules that matched it and declined, in order."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in (entry for log in logs for entry in log.declined):
+        found.setdefault(entry.layer, {})[entry.reason] = None
+    return {layer: tuple(texts) for layer, texts in found.items()}
 
 
 @dataclass(frozen=True)

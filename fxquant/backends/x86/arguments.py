@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Activation(IntEnum):
@@ -109,57 +109,46 @@ class NormArguments(Structure):
     ]
 
 
+# What both attention kernels take: where the operands lie, then what becomes of the result.
+_OPERANDS: Any = [
+    ("query", c_void_p),
+    ("key", c_void_p),
+    ("value", c_void_p),
+    ("input_stride", c_int64),
+    ("groups", c_int64),
+    ("heads", c_int64),
+    ("tokens", c_int64),
+    ("width", c_int64),
+]
+_BIAS_AND_RESULT: Any = [
+    ("score_bias", c_void_p),
+    ("bias_group_stride", c_int64),
+    ("bias_head_stride", c_int64),
+    ("bias_row_stride", c_int64),
+    ("output_scale", c_void_p),
+    ("output_bias", c_void_p),
+    ("output", c_void_p),
+    ("output_stride", c_int64),
+    ("store", c_int32),
+    ("scratch", c_void_p),
+]
+
+
 class AttentionArguments(Structure):
     """``fxq_attention_arguments``."""
 
     _fields_: ClassVar = [
-        ("query", c_void_p),
-        ("key", c_void_p),
-        ("value", c_void_p),
-        ("input_stride", c_int64),
-        ("groups", c_int64),
-        ("heads", c_int64),
-        ("tokens", c_int64),
-        ("width", c_int64),
+        *_OPERANDS,
         ("score_scale", c_void_p),
         ("query_zero_point", c_void_p),
-        ("score_bias", c_void_p),
-        ("bias_group_stride", c_int64),
-        ("bias_head_stride", c_int64),
-        ("bias_row_stride", c_int64),
-        ("output_scale", c_void_p),
-        ("output_bias", c_void_p),
-        ("output", c_void_p),
-        ("output_stride", c_int64),
-        ("store", c_int32),
-        ("scratch", c_void_p),
+        *_BIAS_AND_RESULT,
     ]
 
 
 class FloatAttentionArguments(Structure):
     """``fxq_float_attention_arguments``."""
 
-    _fields_: ClassVar = [
-        ("query", c_void_p),
-        ("key", c_void_p),
-        ("value", c_void_p),
-        ("input_stride", c_int64),
-        ("groups", c_int64),
-        ("heads", c_int64),
-        ("tokens", c_int64),
-        ("width", c_int64),
-        ("score_scale", c_float),
-        ("score_bias", c_void_p),
-        ("bias_group_stride", c_int64),
-        ("bias_head_stride", c_int64),
-        ("bias_row_stride", c_int64),
-        ("output_scale", c_void_p),
-        ("output_bias", c_void_p),
-        ("output", c_void_p),
-        ("output_stride", c_int64),
-        ("store", c_int32),
-        ("scratch", c_void_p),
-    ]
+    _fields_: ClassVar = [*_OPERANDS, ("score_scale", c_float), *_BIAS_AND_RESULT]
 
 
 class PatchesArguments(Structure):

@@ -15,7 +15,7 @@ from fxquant.backends.x86.per_token import PerToken
 from fxquant.backends.x86.rules import Activated, Added, Bfloat16, Plain, Requantized
 from fxquant.backends.x86.weights import Packer
 from fxquant.graph.normal_form import verify
-from fxquant.graph.rule import RuleSet
+from fxquant.graph.rule import RuleSet, reasons_of
 from fxquant.graph.tensors import prune
 from fxquant.quant.integer.products import int_linear
 
@@ -46,9 +46,6 @@ def lower_graph(quantized: QuantizedModule) -> Lowered:
         RuleSet((Plain(packer), PerToken(packer), PatchConvolution(packer))),
     )
     logs = [log, *(rules.apply(graph_module) for rules in sweeps)]
-    declined: dict[str, list[str]] = {}
-    for entry in (entry for log in logs for entry in log.declined):
-        declined.setdefault(entry.layer, []).append(entry.reason)
     prune(graph_module)
     verify(graph_module, after="x86 lowering")
     kernel_of = {
@@ -56,8 +53,7 @@ def lower_graph(quantized: QuantizedModule) -> Lowered:
         for node in graph_module.graph.nodes
         if node.target in kernels.KERNELS or node.target is int_linear
     }
-    reasons = {layer: tuple(dict.fromkeys(texts)) for layer, texts in declined.items()}
-    return Lowered(graph_module, kernel_of, reasons)
+    return Lowered(graph_module, kernel_of, reasons_of(logs))
 
 
 def _describe(node: torch.fx.Node) -> str:

@@ -17,6 +17,7 @@ from fxquant.backends.x86.program.run import Call, run_program
 from fxquant.backends.x86.program.values import Unsupported
 from fxquant.backends.x86.tuning import best_micro_batch
 from fxquant.errors import BackendError
+from fxquant.graph.rule import reasons_of
 from fxquant.graph.tensors import add_buffer, call, copy_graph, prune
 from fxquant.quant.memory import return_free_memory
 
@@ -72,9 +73,6 @@ def lower_native(quantized: QuantizedModule, *, micro: int | None = None) -> Nat
         raise Unsupported(": ".join(filter(None, (error.what, error.why)))) from error
     graph_module, log = canonical(quantized)
     built = build(graph_module, kernels)
-    declined: dict[str, list[str]] = {}
-    for entry in log.declined:
-        declined.setdefault(entry.layer, []).append(entry.reason)
     return_free_memory()
     encoded = encode(built)
     shapes = tuple(size for shape in built.output_shapes for size in (len(shape), *shape))
@@ -85,7 +83,7 @@ def lower_native(quantized: QuantizedModule, *, micro: int | None = None) -> Nat
         graph_module=_one_call(graph_module, made, images),
         micro_batch=images,
         kernel_of=_kernel_of(built, usable[0]),
-        declined={layer: tuple(dict.fromkeys(texts)) for layer, texts in declined.items()},
+        declined=reasons_of([log]),
         steps=tuple(
             StepInfo(step.kernel.name.lower(), step.layer, step.text, step.int8, step.also)
             for step in built.steps

@@ -97,17 +97,8 @@ def run_linear(
     arguments.epilogue = epilogue
     for part in range(parts):
         library.fxq_linear(ctypes.byref(arguments), part, parts)
-    output.check()
-    if store == Store.F32_ROWS:
-        found = output.data.view(rows, columns).double()
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=6e-4)
-        return
-    found = output.data
-    if store == Store.U8_QUADS:
-        found = native.from_quads(found, rows, columns)
     tolerance = 0.5 + (4e-4 * 17 * 5 if activation != Activation.NONE else 3e-3)
-    exact = (expected * 17 + 99).clamp(0, 255)
-    assert (found.view(rows, columns).double() - exact).abs().max() <= tolerance
+    native.check_result(output, expected, (rows, columns), store, tolerance)
 
 
 @pytest.mark.parametrize("store", list(Store))

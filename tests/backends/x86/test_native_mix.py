@@ -78,13 +78,4 @@ def test_mix(
         expected = expected * column_scale + residual
     for part in range(parts):
         library.fxq_mix(ctypes.byref(arguments), part, parts)
-    output.check()
-    if store == Store.F32_ROWS:
-        found = output.data.view(outputs, columns).double()
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=6e-4)
-        return
-    found = output.data
-    if store == Store.U8_QUADS:
-        found = native.from_quads(found, outputs, columns)
-    exact = (expected * 17 + 99).clamp(0, 255)
-    assert (found.view(outputs, columns).double() - exact).abs().max() <= 0.51
+    native.check_result(output, expected, (outputs, columns), store, 0.51)

@@ -5,6 +5,8 @@
 // other way round.
 #pragma once
 
+#include "abi.h"
+#include "share.h"
 #include "simd.h"
 
 namespace fxq {
@@ -92,6 +94,19 @@ inline bool by_rows(int64_t rows, int64_t panels, int32_t parts) {
     const int64_t most_threes = (threes + parts - 1) / parts;
     const int64_t most_panels = (panels + parts - 1) / parts;
     return most_threes * panels < most_panels * threes;
+}
+
+struct Work {
+    Share rows, panels;
+};
+
+// A part's share of a product with one packed side, stored as `store` says. Threes leave two parts
+// of 197 rows with 99 and 98, and no block shorter than three.
+inline Work work_of(int64_t rows, int64_t columns, int32_t store, int32_t part, int32_t parts) {
+    const int64_t panels = (columns + PANEL - 1) / PANEL;
+    const int unit = store == FXQ_U8_QUADS ? QUAD_ROWS : 3;
+    if (by_rows(rows, panels, parts)) return {share(rows, unit, part, parts), {0, panels}};
+    return {{0, rows}, share(panels, 1, part, parts)};
 }
 
 }  // namespace fxq

@@ -1,5 +1,6 @@
 // A linear that stays in float, such as a small head: rows of four vectors of results at a time.
 #include "abi.h"
+#include "share.h"
 #include "simd.h"
 
 namespace {
@@ -10,16 +11,12 @@ constexpr int WIDE = 4;  // vectors of results held in registers
 
 void fxq_dense(const fxq_dense_arguments* a, int32_t part, int32_t parts) {
     using namespace fxq;
-    const int64_t units = (a->columns + LANES - 1) / LANES;
-    const int64_t begin = units * part / parts * LANES;
-    const int64_t end = units * (part + 1) / parts * LANES < a->columns
-                            ? units * (part + 1) / parts * LANES
-                            : a->columns;
+    const Share mine = share(a->columns, LANES, part, parts);
     for (int64_t r = 0; r < a->rows; ++r) {
         const float* x = a->input + r * a->input_stride;
         float* to = a->output + r * a->columns;
-        int64_t c = begin;
-        for (; c + WIDE * LANES <= end; c += WIDE * LANES) {
+        int64_t c = mine.begin;
+        for (; c + WIDE * LANES <= mine.end; c += WIDE * LANES) {
             F32 sums[WIDE];
             for (int v = 0; v < WIDE; ++v) sums[v] = load<F32>(a->bias + c + v * LANES);
             for (int64_t k = 0; k < a->inner; ++k) {
@@ -29,7 +26,7 @@ void fxq_dense(const fxq_dense_arguments* a, int32_t part, int32_t parts) {
             }
             for (int v = 0; v < WIDE; ++v) store(to + c + v * LANES, sums[v]);
         }
-        for (; c < end; ++c) {
+        for (; c < mine.end; ++c) {
             float sum = a->bias[c];
             for (int64_t k = 0; k < a->inner; ++k) sum += x[k] * a->weight[k * a->columns + c];
             to[c] = sum;

@@ -1,6 +1,5 @@
 // u8 activations times packed s8 weights.
 #include "epilogue.h"
-#include "share.h"
 
 namespace fxq {
 namespace {
@@ -61,10 +60,6 @@ private:
 
 void fxq_linear(const fxq_linear_arguments* a, int32_t part, int32_t parts) {
     using namespace fxq;
-    const int64_t panels = (a->columns + PANEL - 1) / PANEL;
-    // Threes leave two parts of 197 rows with 99 and 98, and no block shorter than three.
-    const int unit = a->epilogue.store == FXQ_U8_QUADS ? QUAD_ROWS : 3;
-    const Linear linear(*a);
-    if (by_rows(a->rows, panels, parts)) linear.run(share(a->rows, unit, part, parts), {0, panels});
-    else linear.run({0, a->rows}, share(panels, 1, part, parts));
+    const Work work = work_of(a->rows, a->columns, a->epilogue.store, part, parts);
+    Linear(*a).run(work.rows, work.panels);
 }

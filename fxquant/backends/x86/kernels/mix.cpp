@@ -3,7 +3,6 @@
 #include <memory>
 
 #include "epilogue.h"
-#include "share.h"
 
 namespace fxq {
 namespace {
@@ -67,12 +66,7 @@ private:
 
 void fxq_mix(const fxq_mix_arguments* a, int32_t part, int32_t parts) {
     using namespace fxq;
-    const int64_t panels = (a->columns + PANEL - 1) / PANEL;
-    const int unit = a->epilogue.store == FXQ_U8_QUADS ? QUAD_ROWS : 3;
-    const Mix mix(*a);
     // By rows every part reads all of the input, so by columns where those are shared as evenly.
-    if (by_rows(a->outputs, panels, parts))
-        mix.run(share(a->outputs, unit, part, parts), {0, panels});
-    else
-        mix.run({0, a->outputs}, share(panels, 1, part, parts));
+    const Work work = work_of(a->outputs, a->columns, a->epilogue.store, part, parts);
+    Mix(*a).run(work.rows, work.panels);
 }

@@ -2,20 +2,11 @@
 #include <cstring>
 
 #include "abi.h"
+#include "share.h"
 #include "simd.h"
 
-namespace {
-
-struct Range {
-    int64_t begin, end;
-    Range(int64_t total, int32_t part, int32_t parts)
-        : begin(total * part / parts), end(total * (part + 1) / parts) {}
-};
-
-}  // namespace
-
 void fxq_gather(const fxq_gather_arguments* a, int32_t part, int32_t parts) {
-    const Range pieces(a->pieces, part, parts);
+    const fxq::Share pieces = fxq::share(a->pieces, 1, part, parts);
     const uint8_t* from = (const uint8_t*)a->input;
     uint8_t* to = (uint8_t*)a->output;
     for (int64_t p = pieces.begin; p < pieces.end; ++p) {
@@ -27,7 +18,7 @@ void fxq_gather(const fxq_gather_arguments* a, int32_t part, int32_t parts) {
 void fxq_mean(const fxq_mean_arguments* a, int32_t part, int32_t parts) {
     using namespace fxq;
     const int64_t vectors = (a->columns + LANES - 1) / LANES;
-    const Range mine(vectors, part, parts);
+    const Share mine = share(vectors, 1, part, parts);
     const float factor = 1.0f / (float)a->rows;
     for (int64_t v = mine.begin; v < mine.end; ++v) {
         const int64_t first = v * LANES;
@@ -48,7 +39,7 @@ void fxq_mean(const fxq_mean_arguments* a, int32_t part, int32_t parts) {
 }
 
 void fxq_add(const fxq_add_arguments* a, int32_t part, int32_t parts) {
-    const Range rows(a->rows, part, parts);
+    const fxq::Share rows = fxq::share(a->rows, 1, part, parts);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
         const float* left = a->left + r * a->left_stride;
         const float* right = a->right + r * a->right_stride;

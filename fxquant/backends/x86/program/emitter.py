@@ -222,20 +222,25 @@ class Emitter:
         }
         self.steps.append(Step(Kernel.MEAN, block, pointers, mean.layer, "mean"))
 
+    def _in_rows(self, view: View, width: int) -> tuple[Pointer, int]:
+        """A value in rows of ``width``, copied into order where it is not: first row, distance."""
+        on_memory = self.floats(view)
+        rows = strided(on_memory.index, width)
+        if rows is None:
+            on_memory = self.gathered(view)
+            rows = strided(on_memory.index, width)
+        assert rows is not None
+        assert isinstance(on_memory.source, Buffer)
+        return Pointer(on_memory.source, 4 * rows.offset), rows.stride
+
     def _dense(self, dense: Dense, into: Buffer) -> None:
         inner = len(dense.weight)
-        view = self.floats(dense.input)
-        rows = strided(view.index, inner)
-        if rows is None:
-            view = self.gathered(dense.input)
-            rows = strided(view.index, inner)
-        assert rows is not None
-        assert isinstance(view.source, Buffer)
+        pointer, stride = self._in_rows(dense.input, inner)
         block = DenseArguments(
-            input_stride=rows.stride, rows=dense.rows, inner=inner, columns=dense.columns
+            input_stride=stride, rows=dense.rows, inner=inner, columns=dense.columns
         )
         pointers = {
-            "input": Pointer(view.source, 4 * rows.offset),
+            "input": pointer,
             "weight": constant(dense.weight),
             "bias": constant(dense.bias),
             "output": Pointer(into, writes=True),
@@ -246,15 +251,8 @@ class Emitter:
         block = AddArguments(rows=added.rows, columns=added.columns)
         pointers = {"output": Pointer(into, writes=True)}
         for name, operand in (("left", added.left), ("right", added.right)):
-            view = self.floats(operand)
-            rows = strided(view.index, added.columns)
-            if rows is None:
-                view = self.gathered(operand)
-                rows = strided(view.index, added.columns)
-            assert rows is not None
-            assert isinstance(view.source, Buffer)
-            setattr(block, f"{name}_stride", rows.stride)
-            pointers[name] = Pointer(view.source, 4 * rows.offset)
+            pointers[name], stride = self._in_rows(operand, added.columns)
+            setattr(block, f"{name}_stride", stride)
         self.steps.append(Step(Kernel.ADD, block, pointers, added.layer, "add"))
 
 
