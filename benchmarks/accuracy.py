@@ -42,7 +42,7 @@ COLUMNS = ("model", "method", "runs as", "top-1 %", "drop", "agreement %", "SQNR
 @dataclass(frozen=True)
 class Setting:
     """A model with its images: ``samples`` to calibrate, ``x`` and ``labels`` only to evaluate,
-    ``reference``: the float logits."""
+    ``reference`` and ``samples_reference``: the float logits of ``x`` and ``samples``."""
 
     name: str
     model: nn.Module
@@ -50,6 +50,7 @@ class Setting:
     x: Tensor
     labels: Tensor
     reference: Tensor
+    samples_reference: Tensor
 
 
 def setting(name: str, *, calibration: int, images: int) -> Setting:
@@ -58,18 +59,44 @@ def setting(name: str, *, calibration: int, images: int) -> Setting:
     model = load()
     samples, _ = data.imagenet_images(data.CALIBRATION_FOLDER, calibration, mean, std)
     x, labels = data.imagenet_images(data.EVALUATION_FOLDER, images, mean, std)
-    return Setting(name, model, samples, x, labels, logits_of(model, x, batch=BATCH))
+    reference, samples_reference = (logits_of(model, part, batch=BATCH) for part in (x, samples))
+    return Setting(name, model, samples, x, labels, reference, samples_reference)
 
 
-def evaluate(at: Setting, method: Method) -> dict[str, Any]:
-    """Quantize, run, compare with float."""
+class Quantizer:
+    """Quantizes a model; two methods in a row that differ in their fine-tuning share the result."""
+
+    def __init__(self, at: Setting) -> None:
+        self.at = at
+        self.last: tuple[tuple[str, str], Any, float] | None = None
+
+    def quantize(self, method: Method) -> tuple[Any, float]:
+        """The quantized model and the seconds that it took."""
+        key = str(method.pipeline), method.runs_as
+        if self.last is None or self.last[0] != key:
+            start = time.perf_counter()
+            made = fxquant.quantize(
+                self.at.model,
+                calibration=self.at.samples,
+                pipeline=method.pipeline,
+                backend=method.runs_as,
+            )
+            self.last = key, made, time.perf_counter() - start
+        return self.last[1:]
+
+
+def evaluate(at: Setting, method: Method, quantizer: Quantizer) -> dict[str, Any]:
+    """Quantize, tune where the method says so, run, compare with float."""
+    quantized, seconds = quantizer.quantize(method)
     start = time.perf_counter()
-    quantized = fxquant.quantize(
-        at.model, calibration=at.samples, pipeline=method.pipeline, backend=method.runs_as
-    )
     if method.minutes:
         quantized = tuned(at, quantized, method.minutes)
-    seconds = time.perf_counter() - start
+    tuning_seconds = time.perf_counter() - start
+    chosen = non_linear(quantized.plan)
+    calibration_sqnr_db = quantized.report.output_sqnr_db  # of a few images
+    if chosen:
+        seen = logits_of(quantized, at.samples, batch=BATCH)
+        calibration_sqnr_db = compare(at.samples_reference, seen).sqnr_db
     lowered = fxquant.lower(quantized) if method.runs_as == "x86" else None
     logits = logits_of(lowered or quantized, at.x, batch=BATCH)
     row = {
@@ -79,15 +106,30 @@ def evaluate(at: Setting, method: Method) -> dict[str, Any]:
         "pipeline": str(method.pipeline),
         "calibration": len(at.samples),
         "tuning_minutes": method.minutes,
-        "calibration_sqnr_db": _rounded(quantized.report.output_sqnr_db),
+        "calibration_sqnr_db": _rounded(calibration_sqnr_db),
     }
     row |= distance(at.reference, logits, at.labels)
     row |= {"quantize_seconds": round(seconds, 1)}
+    row |= {"tuning_seconds": round(tuning_seconds, 1)} if method.minutes else {}
+    row |= chosen
     if lowered is not None:
         totals = lowered.report.totals
         row |= {"int8_layers": totals.int8_layers, "layers": totals.layers}
         row["regions"] = regions(lowered, at.samples[:REGION_IMAGES])
     return row
+
+
+def non_linear(plan: Any) -> dict[str, Any]:
+    """How often each family was chosen, by the layers' last names, and what the guard saw."""
+    found: dict[str, Any] = {}
+    for key, choice in plan.choices.items():
+        step, _, layer = key.partition("@")
+        if step == "nonlinear" and "method" in choice:
+            counts = found.setdefault("non_linear", {}).setdefault(layer.rpartition(".")[2], {})
+            counts[choice["method"]] = counts.get(choice["method"], 0) + 1
+        elif step == "nonlinear":
+            found["guard"] = {"sqnr_db": choice["sqnr_db"], "swapped": choice.get("swapped", [])}
+    return found
 
 
 def tuned(at: Setting, quantized: Any, minutes: float) -> Any:
@@ -164,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="methods x bits x models on real images")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--tables", default="recipes", help=f"of {', '.join(TABLES)}, or all")
-    parser.add_argument("--methods", default="*", help="glob over method names")
+    parser.add_argument("--methods", default=["*"], nargs="+", help="globs over method names")
     parser.add_argument("--calibration", type=int, default=128)
     parser.add_argument("--images", type=int, default=data.EVALUATION_COUNT)
     parser.add_argument("--threads", type=int, default=2)
@@ -174,12 +216,13 @@ def main() -> None:
         parser.error(data.missing_reason())
     tables = list(TABLES) if options.tables == "all" else options.tables.split(",")
     methods = [m for table in tables for m in TABLES[table]()]
-    methods = [m for m in methods if fnmatchcase(m.name, options.methods)]
+    methods = [m for m in methods if any(fnmatchcase(m.name, g) for g in options.methods)]
     rows = []
     for name in options.models.split(","):
         at = setting(name, calibration=options.calibration, images=options.images)
+        quantizer = Quantizer(at)
         for method in methods:
-            row = evaluate(at, method)
+            row = evaluate(at, method, quantizer)
             record.append("accuracy", row)
             rows.append(row)
             show(Console(width=110), [row])

@@ -94,26 +94,28 @@ def claims(bits: int = 6) -> list[Method]:
 
 def integer() -> list[Method]:
     """Fully quantized, at 8 and 6 bits: each family, its mixes, tables, and float non-linearities;
-    the families and the guarded mix once more after 20 minutes of fine-tuning."""
+    the families and the guarded mix once more after up to 20 minutes of fine-tuning."""
     rows = []
     for bits in (8, 6):
         base = _fully_quantized(bits)
+        step = base["nonlinear"]
+        assert isinstance(step, Nonlinear)
         name = f"integer w{bits}a{bits}"
         columns = {
-            "fq-vit": Nonlinear(method="fq-vit", input_bits=bits),
-            "i-bert": Nonlinear(method="i-bert", input_bits=bits),
-            "i-vit": Nonlinear(method="i-vit", input_bits=bits),
-            "raw mix": Nonlinear(select="raw", input_bits=bits),
-            "guarded mix": Nonlinear(check="integer", input_bits=bits),
+            "fq-vit": replace(step, method="fq-vit"),
+            "i-bert": replace(step, method="i-bert"),
+            "i-vit": replace(step, method="i-vit"),
+            "raw mix": replace(step, select="raw"),
+            "guarded mix": step,
         }
-        for column, step in columns.items():
-            rows.append(Method(f"{name}, {column}", base.replace("nonlinear", step)))
-        for column in ("fq-vit", "i-bert", "i-vit", "guarded mix"):
-            steps = base.replace("nonlinear", columns[column])
-            rows.append(Method(f"{name}, {column}, tuned", steps, minutes=20.0))
-        tables = base.replace("nonlinear", Nonlinear(method="lut", input_bits=bits))
+        for column, chosen in columns.items():
+            steps = base.replace("nonlinear", chosen)
+            rows.append(Method(f"{name}, {column}", steps))
+            if column != "raw mix":
+                rows.append(Method(f"{name}, {column}, tuned", steps, minutes=20.0))
+        tables = base.replace("nonlinear", replace(step, method="lut"))
         rows.append(Method(f"{name}, lut", tables))
-        floats = base.replace("nonlinear", Nonlinear(method="float")).without("integer")
+        floats = base.replace("nonlinear", replace(step, method="float")).without("integer")
         rows.append(Method(f"{name}, float", floats))
         rows.append(Method(f"{name}, 8-bit residual", base.replace("residual", Residual(bits=8))))
     return rows
@@ -124,23 +126,26 @@ def _fully_quantized(bits: int) -> Pipeline:
     found = fxquant.recipe("integer-only").pipeline
     if bits == 8:
         return found
-    assign, smooth = found["assign"], found["smooth"]
+    assign, smooth, nonlinear = found["assign"], found["smooth"], found["nonlinear"]
     assert isinstance(assign, Assign)
     assert isinstance(smooth, Smooth)
-    weight = Scheme.parse(f"s{bits}/channel/minmax")
-    activation = Scheme.parse(f"a{bits}/tensor/minmax")
+    assert isinstance(nonlinear, Nonlinear)
+    weight = Scheme.parse(f"s{bits}/channel/mse")
+    activation = Scheme.parse(f"a{bits}/tensor/mse")
     pinned = [
         Override(role=role, sites=f"*:{slot}", scheme=scheme)
         for role in ("patch_embed", "head")
-        for slot, scheme in (("weight", "s8/channel/minmax"), ("input", "a8/tensor/minmax"))
+        for slot, scheme in (("weight", "s8/channel/minmax"), ("input", "a8/tensor/mse"))
     ]
     shares = Override(role="attention_av", sites="*:lhs", scheme=activation.text())
     changed = replace(
         assign,
         weight=weight,
         activation=activation,
-        matmul=Scheme.parse(f"s{bits}/tensor/minmax"),
+        matmul=Scheme.parse(f"s{bits}/tensor/mse"),
         by_role=(shares, *pinned),
     )
     smoothed = replace(smooth, weight=weight, activation=activation)
-    return found.replace("assign", changed).replace("smooth", smoothed)
+    narrow = replace(nonlinear, input_bits=bits)
+    steps = found.replace("assign", changed).replace("smooth", smoothed)
+    return steps.replace("nonlinear", narrow)

@@ -137,7 +137,7 @@ def test_compiled_it_gives_the_same_bits_at_batch_1_2_and_7() -> None:
 
 def test_the_guarded_mix_is_level_with_the_best_family_in_integers() -> None:
     steps = fxquant.recipe("integer-only").pipeline
-    few = replace(steps["nonlinear"], images=4, swaps=2)  # type: ignore[type-var]
+    few = replace(steps["nonlinear"], images=4, check_images=8, swaps=2)  # type: ignore[type-var]
     steps = steps.replace("nonlinear", few)
     mixed = fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
     figures = mixed.plan.choices["nonlinear@(model)"]["sqnr_db"]
@@ -151,7 +151,7 @@ def test_the_guarded_mix_is_level_with_the_best_family_in_integers() -> None:
 
 def quantized_of(family: str) -> Any:
     steps = fxquant.recipe("integer-only").pipeline
-    forced = Nonlinear(method=family, images=4)  # type: ignore[arg-type]
+    forced = replace(steps["nonlinear"], method=family, images=4)  # type: ignore[type-var]
     steps = steps.replace("nonlinear", forced)
     return fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
 
