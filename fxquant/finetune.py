@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from torch.fx import GraphModule
 
 from fxquant import checkpoint as store
 from fxquant.backends.quantized import QuantizedModule, quantized_module
-from fxquant.backends.reference.trainable import freeze, trainable
+from fxquant.backends.reference.trainable import WEIGHT_FAKES, freeze, trainable
 from fxquant.errors import InputError
 from fxquant.fidelity import checked
 from fxquant.quant.calibration import LIMIT, Calibration
+from fxquant.quant.integer import train
 
 FLOAT_STEP = 1e-2  # of a float parameter's own size, where a weight moves by one code
 
@@ -54,7 +55,8 @@ def finetune(
     on these images, a copy of that comes back.
 
     ``data``: as for ``quantize``, float32 images, at most ``limit``. ``learning_rate``: how far a
-    weight moves per step, in its own quantization steps. ``minutes``: no step begins after this
+    weight moves per step, in 256ths of what its codes span: one rate serves all bits, in steps of
+    8-bit codes. ``minutes``: no step begins after this
     time, and the rate has fallen to 0 by then; an epoch that was cut counts for the choice, not for
     a checkpoint. ``checkpoint``: a file written after each epoch, and gone on from if there is one.
     ``device``: ``cuda`` where there is one, else ``cpu``. Raises :class:`InputError` for arguments
@@ -177,23 +179,29 @@ def _objective(model: Any, images: Tensor, wanted: Tensor, temperature: float, b
 
 def _groups(view: GraphModule, rate: float) -> list[dict[str, Any]]:
     """One group per parameter: ``most`` is the rate in the parameter's own units."""
-    steps: dict[str, float] = {}
-    for node in view.graph.nodes:
-        first = node.args[0] if node.args else None
-        if not isinstance(first, torch.fx.Node) or first.op != "get_attr":
-            continue
-        if "fake_quantize" not in str(node.target):
-            continue
-        scale = node.args[1]
-        held = view.get_buffer(str(scale.target)) if isinstance(scale, torch.fx.Node) else scale
-        steps[str(first.target)] = float(torch.as_tensor(held).abs().mean())
+    units = dict(_units(view))
     groups = []
     for name, parameter in view.named_parameters():
-        coded = name.endswith("master") and name not in steps
-        size = float(parameter.detach().abs().mean()) * FLOAT_STEP
-        unit = 1.0 if coded or name.rpartition("_")[0].endswith("master") else steps.get(name, size)
+        unit = units.get(name, float(parameter.detach().abs().mean()) * FLOAT_STEP)
         groups.append({"params": [parameter], "lr": rate * unit, "most": rate * unit})
     return groups
+
+
+def _units(view: GraphModule) -> Iterator[tuple[str, float]]:
+    """A 256th of the codes of every master: in values, or in codes where the master counts those.
+
+    A bias counts in units of what one code of its weight moves a sum by, and moves with it.
+    """
+    for node in view.graph.nodes:
+        if node.target is train.int_linear:
+            unit = (node.args[4] + 1) / 128
+            yield str(node.args[1].target), unit
+            yield str(node.args[2].target), unit
+        elif node.target in WEIGHT_FAKES and node.args[0].op == "get_attr":
+            scale, (low, high) = node.args[1], node.args[-2:]
+            held = view.get_buffer(str(scale.target)) if isinstance(scale, torch.fx.Node) else scale
+            step = float(torch.as_tensor(held).abs().mean())
+            yield str(node.args[0].target), step * (high - low + 1) / 256
 
 
 def _best(

@@ -29,7 +29,7 @@ from fxquant.graph.tensors import (
 )
 from fxquant.quant import fake, logarithm, ops, region
 
-_WEIGHT_FAKES = (fake.fake_quantize, fake.fake_quantize_rows)
+WEIGHT_FAKES = (fake.fake_quantize, fake.fake_quantize_rows)
 # Dequantizers of activations whose arguments, but for the codes, are those of the fake quantizer.
 _FAKE_OF = {
     ops.dequantize_region: region.fake_quantize_region,
@@ -45,7 +45,7 @@ _QUANTIZE_OF = {
 }
 _DEQUANTIZE_OF = {made: dequantize for dequantize, made in _FAKE_OF.items()}
 _FAKES = frozenset(
-    {*_WEIGHT_FAKES, *_QUANTIZE_OF, fake.fake_quantize_heads, fake.fake_quantize_per_token}
+    {*WEIGHT_FAKES, *_QUANTIZE_OF, fake.fake_quantize_heads, fake.fake_quantize_per_token}
 )
 
 
