@@ -188,6 +188,8 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
         seconds = f"{row['quantize_seconds']:.1f}"
         table.add_row(row["model"], row["method"], row["runs_as"], *figures, seconds)
     console.print(table)
+    if not any("regions" in row for row in rows):
+        return
     columns = ("model", "output", "regions", "differing elements", "worst, in output steps", "in")
     table = Table(*columns, box=box.SIMPLE_HEAD, title="x86 regions on the reference's own inputs")
     for row in rows:

@@ -69,11 +69,14 @@ class CorrectBias(Pass):
                 plan = plan.with_choice(self.name, name, {"declined": True, "reason": reason})
                 notes.append(Note(self.name, name, f"bias not corrected: {reason}"))
                 return
-            exact, now = _rows(stop, stop.exact()), _rows(stop, stop.now())
+            output = stop.now()
+            exact, now = _rows(stop, stop.exact()), _rows(stop, output)
             weights = by_energy(exact) if self.importance == "energy" else torch.ones(len(exact))
             drift = ((exact - now).t() @ weights).to(torch.float64) / len(exact)
             bias = bias_of(made, stop.node).to(torch.float64) + drift
             exchange_bias(made, stop.layer.name, stop.node, bias.to(torch.float32))
+            behind = output.dim() - 2 if stop.layer.kind == "conv" else 0
+            stop.becomes(output.add_(drift.to(output.dtype).reshape(-1, *[1] * behind)))
 
         leaves = gather(calibration, self.images, where=f"pass {self.name}")
         in_lockstep(state.float_graph, made, leaves, state.layers, visit)

@@ -34,7 +34,9 @@ class Stop:
 
     ``x``: its input in the float graph; ``x_hat``: its input in the quantized graph, after the
     layer's own quantize-dequantize. ``float_node`` and ``node``: the layer in the two graphs.
-    ``exact`` and ``now`` compute its output in the two, from ``x`` and ``x_hat``.
+    ``exact`` and ``now`` compute its output in the two, from ``x`` and ``x_hat``; the walk goes on
+    with what ``exact`` gave. ``becomes`` tells it the output that the layer has in the quantized
+    graph after the visit, which is then not computed again.
     """
 
     layer: Layer
@@ -44,6 +46,7 @@ class Stop:
     x_hat: Tensor
     exact: Callable[[], Tensor]
     now: Callable[[], Tensor]
+    becomes: Callable[[Tensor], Tensor]
 
 
 class Walker:
@@ -62,6 +65,7 @@ class Walker:
         self._waiting.reverse()
         self._leaves = list(leaves)[::-1]
         self._values: dict[Node, Any] = {}
+        self._given: dict[Node, Any] = {}
         self._dying: dict[Node, list[Node]] = defaultdict(list)
         last: dict[Node, Node] = {}
         for node in reversed(self._waiting):
@@ -78,7 +82,8 @@ class Walker:
             return
         while self._waiting and self._waiting[-1] is not stop:
             node = self._waiting.pop()
-            self._values[node] = self._run(node)
+            given = node in self._given
+            self._values[node] = self._given.pop(node) if given else self._run(node)
             for dead in self._dying[node]:
                 self._values.pop(dead, None)
             if not node.users and node.op != "output":
@@ -87,6 +92,12 @@ class Walker:
     def value(self, node: Any) -> Any:
         """The value of a node that ran already, or of a constant as it is now."""
         return self._values[node] if node in self._reached else self._run(node)
+
+    def give(self, node: Node, value: Tensor) -> Tensor:
+        """``value``, which ``node`` will have when it is reached, without being run."""
+        if self._waiting and node in self._reached:
+            self._given[node] = value
+        return value
 
     def quantized(self, node: Any, x: Tensor) -> Any:
         """What ``node`` would be if the tensor before its quantize-dequantize were ``x``."""
@@ -117,6 +128,10 @@ def _call(node: Node, args: Any, kwargs: Any) -> Any:
         return fast_linear(*args)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def _output_kept(walker: Walker, node: Node, x: Tensor) -> Tensor:
+    return walker.give(node, walker.output(node, x))
 
 
 def in_lockstep(
@@ -153,6 +168,7 @@ def in_lockstep(
             else:
                 other.run_until(node)
                 x_hat = other.value(node.args[0])
-            outputs = partial(one.output, twin, x), partial(other.output, node, x_hat)
-            visit(Stop(wanted[twin.name], twin, node, x, x_hat, *outputs))
+            outputs = partial(_output_kept, one, twin, x), partial(other.output, node, x_hat)
+            becomes = partial(other.give, node)
+            visit(Stop(wanted[twin.name], twin, node, x, x_hat, *outputs, becomes))
             return_free_memory()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 import fxquant
 from fxquant import Pipeline, State
 from fxquant.graph.tensors import copy_graph
-from fxquant.passes import Annotate, Apply, Assign, Calibrate
+from fxquant.passes import Annotate, Apply, Assign, Calibrate, stepping
 from fxquant.passes.data import gather
 from fxquant.passes.running import Runner
 from fxquant.passes.stepping import Stop, Walker, in_lockstep
@@ -110,6 +112,46 @@ def test_what_a_visit_exchanges_is_what_the_rest_of_the_graph_runs_with() -> Non
     plain = seen_by_runner(state.graph, data, list(inputs))
     assert all(torch.equal(inputs[name], changed[name]) for name in inputs)
     assert any(not torch.equal(changed[name], plain[name]) for name in inputs)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_what_a_visit_computed_is_not_computed_again(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, data = applied(name)
+    weighted = [la.node for la in state.layers if la.kind in {"linear", "conv"}]
+    plain = seen_by_runner(state.graph, data, weighted)
+    run: list[Node] = []
+    call = stepping._call
+
+    def counting(node: Node, args: Any, kwargs: Any) -> Any:
+        run.append(node)
+        return call(node, args, kwargs)
+
+    def visit(stop: Stop) -> None:
+        stop.exact()
+        stop.becomes(stop.now())
+        assert torch.equal(stop.x_hat, plain[stop.layer.node])
+
+    monkeypatch.setattr(stepping, "_call", counting)
+    in_lockstep(state.float_graph, state.graph, (data,), state.layers, visit)
+    assert sorted(node.name for node in run if node.name in weighted) == sorted(weighted * 2)
+
+
+def test_the_graph_runs_on_with_what_a_layer_is_said_to_become() -> None:
+    state, data = applied("mixer")
+    linears = [la.node for la in state.layers if la.kind == "linear"]
+    seen: dict[str, Tensor] = {}
+
+    def visit(stop: Stop) -> None:
+        seen[stop.layer.node] = stop.x_hat
+        if stop.layer.node == linears[0]:
+            stop.becomes(torch.zeros_like(stop.now()))
+
+    in_lockstep(state.float_graph, state.graph, (data,), state.layers, visit)
+    plain = seen_by_runner(state.graph, data, linears)
+    assert torch.equal(seen[linears[0]], plain[linears[0]])
+    assert not torch.equal(seen[linears[1]], plain[linears[1]])
 
 
 def test_values_are_held_no_longer_than_somebody_will_read_them() -> None:
