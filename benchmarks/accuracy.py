@@ -35,7 +35,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[float, ...], tuple[float,
 }
 BATCH = 26  # divides 650
 REGION_IMAGES = 4
-TUNING_IMAGES, TUNING_EPOCHS = 1000, 3
+TUNING_IMAGES, TUNING_EPOCHS = 1000, 2
 COLUMNS = ("model", "method", "runs as", "top-1 %", "drop", "agreement %", "SQNR dB", "seconds")
 
 

@@ -5,13 +5,26 @@ All its operators are composite: fake tensors, autograd and Inductor see plain A
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 library = torch.library.Library("fxquant", "DEF")
+
+
+def _digest() -> str:
+    """Of the sources of this package, which hold what the operators do."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+# Inductor's cache on disk knows an operator by its name alone: without this, a changed one would
+# go on with the code that was compiled from the old one.
+torch.compiler.config.cache_key_tag += f"fxquant {_digest()};"
 
 
 def define(schema: str, function: Callable[..., Any]) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
-from fxquant.quant.integer.register import register
+from fxquant.quant.library import define
 
 MANTISSA_BITS = 31
 LARGEST_SHIFT = 62
@@ -123,11 +123,11 @@ def _requantize_channels(
 
 
 _ENDS = "int zero_point, int low, int high, ScalarType dtype"
-saturate = register(f"saturate(Tensor q, {_ENDS}) -> Tensor", _saturate)
-requantize = register(
+saturate = define(f"saturate(Tensor q, {_ENDS}) -> Tensor", _saturate)
+requantize = define(
     f"requantize(Tensor q, int multiplier, int shift, {_ENDS}) -> Tensor", _requantize
 )
-requantize_channels = register(
+requantize_channels = define(
     f"requantize_channels(Tensor q, Tensor multiplier, Tensor shift, Tensor addend, {_ENDS})"
     " -> Tensor",
     _requantize_channels,

@@ -1,6 +1,8 @@
 """Exponentials of non-positive codes: i-exp (I-BERT) and ShiftExp (I-ViT); papers, section 4c.
 
-Both are monotonic in the codes, to the last bit.
+Both are monotonic in the codes, to the last bit. Their constants are integers at the codes' step,
+so at the coarse steps of 8-bit scores they are off by much (ln 2 by a seventh at S = 0.2);
+:func:`finer` tells by how many bits to shift codes before.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from fxquant.errors import InputError
 from fxquant.quant.integer.division import divided
-from fxquant.quant.integer.register import register
+from fxquant.quant.library import define
 
 I_EXP_BITS = 30
 _A, _B, _C = 0.35815147, 0.96963238, 1.0  # a p^2 + b p + c on (-ln 2, 0], I-BERT's code
 _LN2 = -0.6931
 _LARGEST = 1 << 31
+FINE_BITS = 11  # steps of at most 2^-11 hold the bounds of both approximations
+_MOST_FINER = 13  # differences of 16-bit codes stay within int32
 
 
 def positive(scale: float, *, what: str) -> float:
@@ -26,6 +30,17 @@ def positive(scale: float, *, what: str) -> float:
     if not (math.isfinite(scale) and scale > 0.0):
         raise InputError(f"{what} takes a positive step, not {scale}")
     return scale
+
+
+def finer(scale: float) -> tuple[int, float]:
+    """Bits n, and the step ``S 2^-n`` of codes shifted left by them: fine enough for the constants.
+
+    The codes' values stay as they are. The papers' kernels take accumulators or 16 bits, whose
+    steps are fine, where n is 0 [I].
+    """
+    wanted = FINE_BITS + math.ceil(math.log2(positive(scale, what="an exponential")))
+    bits = min(max(wanted, 0), _MOST_FINER)
+    return bits, math.ldexp(scale, -bits)
 
 
 @dataclass(frozen=True)
@@ -92,5 +107,5 @@ def _shift_exp(q: Tensor, scale: float, bits: int) -> Tensor:
     return torch.bitwise_left_shift(r + 2 * unit, bits - z) >> 1
 
 
-i_exp = register("i_exp(Tensor q, float scale, int bits) -> Tensor", _i_exp)
-shift_exp = register("shift_exp(Tensor q, float scale, int bits) -> Tensor", _shift_exp)
+i_exp = define("i_exp(Tensor q, float scale, int bits) -> Tensor", _i_exp)
+shift_exp = define("shift_exp(Tensor q, float scale, int bits) -> Tensor", _shift_exp)

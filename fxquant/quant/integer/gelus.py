@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
-from fxquant.quant.integer.exponents import positive, shift_exp, shift_exp_unit
-from fxquant.quant.integer.register import register
+from fxquant.quant.integer.exponents import finer, positive, shift_exp
+from fxquant.quant.library import define
 
 _A, _BETA, _ROOT2 = -0.2888, -1.769, 1.4142  # I-BERT's code
 SIGMOID = 1.702
 SIGMOID_BITS = 16  # I-ViT: 8, whose floor alone is off by up to x / 128
 SHIFT_GELU_BITS = 23
-FACTOR_BITS = 47  # I-ViT: 31, which leaves 1/Σe as few as two significant bits
+FACTOR_BITS = 61  # I-ViT: 31, which leaves 1/Σe as few as two significant bits
 _INT31 = (1 << 31) - 1
 
 
@@ -75,11 +75,6 @@ def _i_gelu(q: Tensor, scale: float) -> Tensor:
     return (-(wide * (y + form.one))).to(torch.int32)
 
 
-def shift_gelu_bits(scale: float) -> int:
-    """I-ViT's n = 23, or less where the sum of two exponentials would not fit int32."""
-    return max(1, min(SHIFT_GELU_BITS, 29 - math.ceil(math.log2(shift_exp_unit(SIGMOID * scale)))))
-
-
 def shift_gelu_scale(scale: float, bits: int) -> float:
     """Step of what ``shift_gelu`` returns: ``S 2^-(k-1)``."""
     return positive(scale, what="ShiftGELU") * 2.0 ** (1 - bits)
@@ -91,13 +86,13 @@ def _shift_gelu(q: Tensor, scale: float, bits: int) -> Tensor:
     M is the maximum over the last axis, at least 0 [I]: with a negative one ``e^-M`` would exceed
     what the shift can hold. 1.702 goes into the step, as in the authors' code. They take the
     reciprocal of the sum as ``floor((2^31 - 1) / Σe)``, of which 3 bits can be left: σ is 14 % off
-    at S = 0.002, 5 % at S = 0.05. Here it has 16 bits more, in int64 [I].
+    at S = 0.002, 5 % at S = 0.05. Here it has 30 bits more, in int64 [I].
     """
-    step, n = SIGMOID * scale, shift_gelu_bits(scale)
+    shift, step = finer(SIGMOID * scale)
     wide = q.to(torch.int32)
     most = wide.amax(-1, keepdim=True).clamp(min=0)
-    e = shift_exp(wide - most, step, n).to(torch.int32)
-    total = (e + shift_exp(-most, step, n).to(torch.int32)).to(torch.int64).clamp(min=1)
+    e = shift_exp((wide - most) * (1 << shift), step, SHIFT_GELU_BITS).to(torch.int64)
+    total = (e + shift_exp(most * -(1 << shift), step, SHIFT_GELU_BITS)).clamp(min=1)
     most_share = torch.full_like(total, (1 << FACTOR_BITS) - 1)
     share = torch.div(most_share, total, rounding_mode="floor")
     sigma: Tensor = (e * share) >> (FACTOR_BITS + 1 - bits)
@@ -105,5 +100,5 @@ def _shift_gelu(q: Tensor, scale: float, bits: int) -> Tensor:
     return made
 
 
-i_gelu = register("i_gelu(Tensor q, float scale) -> Tensor", _i_gelu)
-shift_gelu = register("shift_gelu(Tensor q, float scale, int bits) -> Tensor", _shift_gelu)
+i_gelu = define("i_gelu(Tensor q, float scale) -> Tensor", _i_gelu)
+shift_gelu = define("shift_gelu(Tensor q, float scale, int bits) -> Tensor", _shift_gelu)

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from fxquant.quant.integer.register import register
 from fxquant.quant.integer.roots import isqrt
+from fxquant.quant.library import define
 
 _INT31 = (1 << 31) - 1
 
@@ -66,7 +66,7 @@ def _shift_layer_norm(q: Tensor, newton_steps: int) -> Tensor:
     return (y * factor.to(torch.int32)) >> 1
 
 
-i_layer_norm = register("i_layer_norm(Tensor q, int shift) -> Tensor", _i_layer_norm)
-shift_layer_norm = register(
+i_layer_norm = define("i_layer_norm(Tensor q, int shift) -> Tensor", _i_layer_norm)
+shift_layer_norm = define(
     "shift_layer_norm(Tensor q, int newton_steps) -> Tensor", _shift_layer_norm
 )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fxquant.errors import InputError
 from fxquant.quant.integer.division import bit_length
-from fxquant.quant.integer.register import register
 from fxquant.quant.integer.roots import isqrt
+from fxquant.quant.library import define
 
 LARGEST_POWER = 3
 FRACTION_BITS = 16
@@ -89,7 +89,7 @@ def _power_layer_norm(
     return y.clamp(-_CLIP, _CLIP).to(torch.int32)
 
 
-power_layer_norm = register(
+power_layer_norm = define(
     "power_layer_norm(Tensor q, Tensor alpha, int zero_point, Tensor gain, Tensor offset)"
     " -> Tensor",
     _power_layer_norm,

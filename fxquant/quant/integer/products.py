@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxquant.quant.integer.register import register
+from fxquant.quant.library import define
 
 
 def _int_linear(x: Tensor, weight: Tensor, bias: Tensor, offset: int) -> Tensor:
@@ -34,12 +34,8 @@ def _int_sum(x: Tensor, dims: list[int], keepdim: bool, zero_point: int) -> Tens
     return wide.sum(dims, keepdim=keepdim, dtype=torch.int32)
 
 
-int_linear = register(
+int_linear = define(
     "int_linear(Tensor x, Tensor weight, Tensor bias, int offset) -> Tensor", _int_linear
 )
-int_matmul = register(
-    "int_matmul(Tensor a, Tensor b, int a_zero, int b_zero) -> Tensor", _int_matmul
-)
-int_sum = register(
-    "int_sum(Tensor x, int[] dims, bool keepdim, int zero_point) -> Tensor", _int_sum
-)
+int_matmul = define("int_matmul(Tensor a, Tensor b, int a_zero, int b_zero) -> Tensor", _int_matmul)
+int_sum = define("int_sum(Tensor x, int[] dims, bool keepdim, int zero_point) -> Tensor", _int_sum)

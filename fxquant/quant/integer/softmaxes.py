@@ -1,7 +1,7 @@
 """Softmax over the last axis in integers: i-softmax, Shiftmax, Log-Int-Softmax, and a table.
 
 All take signed codes ``q`` of one step S, at most 16 bits, ``[..., T]``, and look at ``q - max``
-alone. papers, sections 4c and 6.
+alone, shifted to a step that is fine enough for their exponential. papers, sections 4c and 6.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ from torch import Tensor
 
 from fxquant.quant.integer.division import bit_length
 from fxquant.quant.integer.dyadic import dyadic, requantize
-from fxquant.quant.integer.exponents import I_EXP_BITS, IExp, i_exp, shift_exp, shift_exp_unit
-from fxquant.quant.integer.register import register
+from fxquant.quant.integer.exponents import (
+    I_EXP_BITS,
+    IExp,
+    finer,
+    i_exp,
+    shift_exp,
+)
+from fxquant.quant.library import define
 
 PROBABILITY_BITS = 16
 FLUSHED = 255  # Log-Int-Softmax's code for nothing
 SHIFTMAX_BITS = 15
+FACTOR_BITS = 61
 _SIXTEEN = (1 << 15) - 1  # symmetric signed 16 bits
 
 
-def _below_max(q: Tensor) -> Tensor:
+def _below_max(q: Tensor, shift: int = 0) -> Tensor:
     wide = q.to(torch.int32)
-    return wide - wide.amax(-1, keepdim=True)
+    return (wide - wide.amax(-1, keepdim=True)) * (1 << shift)
 
 
 def i_exp_bits(scale: float, tokens: int) -> int:
@@ -38,11 +45,12 @@ def _i_softmax(q: Tensor, scale: float, bits: int) -> Tensor:
     int32, 0 to ``2^k``. I-BERT learns the range of ``e`` while it trains; as every row has its
     maximum, that range is known: ``e(0)`` becomes 32767 [I].
     """
-    n = i_exp_bits(scale, q.shape[-1])
-    largest = IExp.of(scale).c << n
+    shift, step = finer(scale)
+    n = i_exp_bits(step, q.shape[-1])
+    largest = IExp.of(step).c << n
     dropped = max(0, largest.bit_length() - 31)
     factor = dyadic(_SIXTEEN / (largest >> dropped))
-    wide = i_exp(_below_max(q), scale, n) >> dropped
+    wide = i_exp(_below_max(q, shift), step, n) >> dropped
     e = requantize(wide, factor.multiplier, factor.shift, 0, 0, _SIXTEEN, torch.int64)
     share = torch.div(
         torch.full_like(total := e.sum(-1, keepdim=True), 1 << 32), total, rounding_mode="floor"
@@ -52,19 +60,17 @@ def _i_softmax(q: Tensor, scale: float, bits: int) -> Tensor:
 
 
 def _shiftmax(q: Tensor, scale: float, bits: int) -> Tensor:
-    """``(e f) >> (32 - k)``, ``f = floor((2^31 - 1) / sum e)``, ``e`` ShiftExp; step ``2^-(k-1)``.
+    """``(e f) >> (62 - k)``, ``f = floor((2^61 - 1) / sum e)``, ``e`` ShiftExp; step ``2^-(k-1)``.
 
-    int32, 0 to ``2^(k-1)``, n = 15. ``e <= sum e``, so ``e f < 2^31``: int32 suffices where the
-    sum fits it, ``T I0 2^n < 2^31``; finer steps take int64 and an f of 16 bits more [I].
+    int32, 0 to ``2^(k-1)``, n = 15. ``e <= sum e``, so ``e f < 2^61``. The authors' f of 31 bits
+    keeps few bits of its own where the sum takes most of them, hence int64 [I].
     """
-    tokens, n = q.shape[-1], SHIFTMAX_BITS
-    narrow = (tokens * shift_exp_unit(scale)) << n < 1 << 31
-    factor_bits, kind = (31, torch.int32) if narrow else (47, torch.int64)
-    e = shift_exp(_below_max(q), scale, n).to(kind)
-    total = e.sum(-1, keepdim=True, dtype=kind).clamp(min=1)
-    most = torch.full_like(total, (1 << factor_bits) - 1)
+    shift, step = finer(scale)
+    e = shift_exp(_below_max(q, shift), step, SHIFTMAX_BITS).to(torch.int64)
+    total = e.sum(-1, keepdim=True).clamp(min=1)
+    most = torch.full_like(total, (1 << FACTOR_BITS) - 1)
     share = torch.div(most, total, rounding_mode="floor")
-    made: Tensor = ((e * share) >> (factor_bits + 1 - bits)).to(torch.int32)
+    made: Tensor = ((e * share) >> (FACTOR_BITS + 1 - bits)).to(torch.int32)
     return made
 
 
@@ -74,8 +80,9 @@ def _log_int_softmax(q: Tensor, scale: float, bits: int) -> Tensor:
     The share is ``2^-code``; codes of ``2^bits`` and more become ``FLUSHED``, a share of 0. uint8.
     The threshold is FQ-ViT's 1.5, not √2. ``e`` is i-exp; one that is 0 counts as 1.
     """
-    n = i_exp_bits(scale, q.shape[-1])
-    e = i_exp(_below_max(q), scale, n).clamp(min=1)
+    shift, step = finer(scale)
+    n = i_exp_bits(step, q.shape[-1])
+    e = i_exp(_below_max(q, shift), step, n).clamp(min=1)
     t = torch.div(2 * e.sum(-1, keepdim=True) + e, 2 * e, rounding_mode="floor")
     f = bit_length(t) - 1
     above = (2 * t >= 3 * torch.bitwise_left_shift(torch.ones_like(t), f)).to(torch.int64)
@@ -104,12 +111,10 @@ def _table_softmax(q: Tensor, table: Tensor, bits: int) -> Tensor:
     return torch.div((e << (bits + 1)) + total, 2 * total, rounding_mode="floor").to(torch.int32)
 
 
-i_softmax = register("i_softmax(Tensor q, float scale, int bits) -> Tensor", _i_softmax)
-shiftmax = register("shiftmax(Tensor q, float scale, int bits) -> Tensor", _shiftmax)
-log_int_softmax = register(
+i_softmax = define("i_softmax(Tensor q, float scale, int bits) -> Tensor", _i_softmax)
+shiftmax = define("shiftmax(Tensor q, float scale, int bits) -> Tensor", _shiftmax)
+log_int_softmax = define(
     "log_int_softmax(Tensor q, float scale, int bits) -> Tensor", _log_int_softmax
 )
-exp2_codes = register("exp2_codes(Tensor codes, int one) -> Tensor", _exp2_codes)
-table_softmax = register(
-    "table_softmax(Tensor q, Tensor table, int bits) -> Tensor", _table_softmax
-)
+exp2_codes = define("exp2_codes(Tensor codes, int one) -> Tensor", _exp2_codes)
+table_softmax = define("table_softmax(Tensor q, Tensor table, int bits) -> Tensor", _table_softmax)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
-from fxquant.quant.integer.register import register
+from fxquant.quant.library import define
 
 
 def _lookup(q: Tensor, table: Tensor, low: int) -> Tensor:
@@ -17,7 +17,7 @@ def _lookup(q: Tensor, table: Tensor, low: int) -> Tensor:
     return table[(q.to(torch.int64) - low).clamp(0, table.shape[0] - 1)]
 
 
-lookup = register("lookup(Tensor q, Tensor table, int low) -> Tensor", _lookup)
+lookup = define("lookup(Tensor q, Tensor table, int low) -> Tensor", _lookup)
 
 
 def gelu(x: float) -> float:

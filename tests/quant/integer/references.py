@@ -29,7 +29,14 @@ def shift_exp(q: int, scale: float, n: int) -> int:
     return math.floor(Fraction(r, 2) * 2 ** (n - z) + unit * 2 ** (n - z))
 
 
+def finer(scale: float) -> tuple[int, float]:
+    n = min(max(11 + math.ceil(math.log2(scale)), 0), 13)
+    return 2**n, scale / 2**n
+
+
 def i_softmax(row: list[int], scale: float, k: int) -> list[int]:
+    factor, scale = finer(scale)
+    row = [q * factor for q in row]
     c = math.floor(1.0 / 0.35815147 / scale**2)
     n = min(30, 61 - c.bit_length() - len(row).bit_length())
     e0 = c * 2**n
@@ -43,12 +50,15 @@ def i_softmax(row: list[int], scale: float, k: int) -> list[int]:
 
 
 def shiftmax(row: list[int], scale: float, k: int) -> list[int]:
+    factor, scale = finer(scale)
+    row = [q * factor for q in row]
     e = [shift_exp(q - max(row), scale, 15) for q in row]
-    bits = 31 if len(row) * math.ceil(1 / scale) * 2**15 < 2**31 else 47
-    return [(x * ((2**bits - 1) // sum(e))) // 2 ** (bits - k + 1) for x in e]
+    return [(x * ((2**61 - 1) // sum(e))) // 2 ** (62 - k) for x in e]
 
 
 def log_int_softmax(row: list[int], scale: float, b: int) -> list[int]:
+    factor, scale = finer(scale)
+    row = [q * factor for q in row]
     c = math.floor(1.0 / 0.35815147 / scale**2)
     n = min(30, 61 - c.bit_length() - len(row).bit_length())
     e = [max(1, i_exp(q - max(row), scale, n)) for q in row]
@@ -72,14 +82,13 @@ def i_gelu(q: int, scale: float) -> int:
 
 
 def shift_gelu(row: list[int], scale: float, k: int) -> list[int]:
-    step = 1.702 * scale
-    n = max(1, min(23, 29 - math.ceil(math.log2(math.ceil(1.0 / step)))))
+    factor, step = finer(1.702 * scale)
     top = max(*row, 0)
     made = []
     for q in row:
-        e = shift_exp(q - top, step, n)
-        f = (2**47 - 1) // (e + shift_exp(-top, step, n))
-        made.append(q * (e * f // 2 ** (48 - k)))
+        e = shift_exp((q - top) * factor, step, 23)
+        f = (2**61 - 1) // (e + shift_exp(-top * factor, step, 23))
+        made.append(q * (e * f // 2 ** (62 - k)))
     return made
 
 

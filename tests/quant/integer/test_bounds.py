@@ -30,8 +30,8 @@ def test_i_gelu_keeps_its_bound_at_every_step(scale: float, bound: float) -> Non
     assert error <= bound
 
 
-@pytest.mark.parametrize("scale", [0.001, 0.002])
-def test_shift_gelu_keeps_its_bound(scale: float) -> None:
+@pytest.mark.parametrize("scale", [2e-4, 0.001, 0.002, 0.01, 0.05, 0.1])
+def test_shift_gelu_keeps_its_bound_at_every_step(scale: float) -> None:
     q = codes(4.0, scale)
     made = gelus.shift_gelu(q, scale, 16).double() * gelus.shift_gelu_scale(scale, 16)
     assert (made - torch.nn.functional.gelu(q.double() * scale)).abs().max() <= 0.0234
@@ -69,16 +69,16 @@ def scores(seed: int, tokens: int, scale: float) -> Tensor:
     return torch.round(x / scale).clamp(-128, 127).to(torch.int8)
 
 
-@given(UNIFORM, st.sampled_from([17, 197]), st.sampled_from([0.02, 0.05, 0.1]))
+@given(UNIFORM, st.sampled_from([17, 197]), st.sampled_from([0.02, 0.05, 0.1, 0.3, 1.0]))
 def test_shares_of_a_row_sum_to_one(seed: int, tokens: int, scale: float) -> None:
     q = scores(seed, tokens, scale)
     exact = torch.softmax(q.double() * scale, -1)
     for kernel, step, bound in (
-        (softmaxes.i_softmax, 2.0**-16, 1.2e-2),
-        (softmaxes.shiftmax, 2.0**-15, 4e-2),
+        (softmaxes.i_softmax, 2.0**-16, 2e-3),
+        (softmaxes.shiftmax, 2.0**-15, 2e-2),
     ):
         made = kernel(q, scale, 16).double() * step
-        assert float(made.sum(-1).min()) > 0.94
+        assert float(made.sum(-1).min()) > 0.99
         assert float(made.sum(-1).max()) <= 1.0
         assert float((made - exact).abs().max()) <= bound
     table = softmaxes.exp_table(scale, tokens)

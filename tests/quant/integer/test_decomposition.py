@@ -33,7 +33,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "shift_exp": lambda q: torch.ops.fxquant.shift_exp(q, 0.05, 15),
     "i_softmax": lambda q: softmaxes.i_softmax(q, 0.05, 16),
     "shiftmax": lambda q: softmaxes.shiftmax(q, 0.05, 16),
-    "shiftmax in int64": lambda q: softmaxes.shiftmax(q, 5e-4, 16),
+    "shiftmax at a fine step": lambda q: softmaxes.shiftmax(q, 5e-4, 16),
     "log_int_softmax": lambda q: softmaxes.exp2_codes(softmaxes.log_int_softmax(q, 0.05, 6), 14),
     "table_softmax": lambda q: softmaxes.table_softmax(q, softmaxes.exp_table(0.05, 24), 16),
     "i_gelu": lambda q: gelus.i_gelu(q, 0.05),
