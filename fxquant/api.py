@@ -29,7 +29,12 @@ from fxquant.pipeline.state import AT_START, Fact, State
 from fxquant.quant.calibration import LIMIT, Calibration, first_batch
 from fxquant.recipe import DYNAMIC, Recipe, recipe
 from fxquant.report import Report
-from fxquant.report.build import build_rows, build_sensitivities
+from fxquant.report.build import (
+    build_rows,
+    build_sensitivities,
+    integer_kernels,
+    multiplies_integers,
+)
 
 logger = logging.getLogger("fxquant")
 
@@ -268,13 +273,14 @@ def _report(model: nn.Module, chosen: Recipe, state: State, timing: Timing) -> R
         notes.append(("", "no calibration data: ranges are found while the model runs"))
     kind = getattr(model, "default_cfg", None)
     name = kind.get("architecture") if isinstance(kind, dict) else None
+    integers = integer_kernels(state.graph)
     return Report(
         model=str(name or type(model).__name__),
         recipe=chosen.name,
         backend="reference",
         machine=state.target.machine,
-        simulated=True,
-        rows=build_rows(state.layers, state.plan, measured),
+        simulated=not multiplies_integers(integers),
+        rows=build_rows(state.layers, state.plan, measured, integers),
         output_sqnr_db=measured.get("(output)"),
         timings=tuple(timing.seconds),
         notes=tuple(notes),

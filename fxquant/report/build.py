@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch.fx import GraphModule
 
 from fxquant.graph.layers import Layer
 from fxquant.pipeline.plan import Decision, Plan
+from fxquant.quant.integer import dyadic, products
+from fxquant.quant.integer.operators import OPERATORS
 from fxquant.report.model import Row, Sensitivity
 
+_REQUANTIZE = {dyadic.saturate, dyadic.requantize, dyadic.requantize_channels}
+_PRODUCTS = {
+    products.int_linear: "torch._int_mm int8, i32 out, integer epilogue",
+    products.int_matmul: "bmm of int8 codes in int32, integer epilogue",
+}
 SIMULATED = "float32, int8 simulated"
 _WEIGHTED = ("input", "weight")
+
+
+@dataclass(frozen=True)
+class IntegerKernel:
+    """What runs a layer in integers; ``int8``: it multiplies int8 codes."""
+
+    text: str
+    int8: bool
 
 
 def _float_kernel(decision: Decision | None) -> tuple[str, str]:
@@ -19,10 +37,59 @@ def _float_kernel(decision: Decision | None) -> tuple[str, str]:
 
 
 def build_rows(
-    layers: tuple[Layer, ...], plan: Plan, measurements: Mapping[str, float]
+    layers: tuple[Layer, ...],
+    plan: Plan,
+    measurements: Mapping[str, float],
+    integers: Mapping[str, IntegerKernel],
 ) -> tuple[Row, ...]:
-    """One row per layer of a quantized graph that is not lowered yet."""
-    return tuple(_row(layer, plan, measurements.get(layer.name)) for layer in layers)
+    """One row per layer of a quantized graph that is not lowered yet.
+
+    ``integers``: :func:`integer_kernels` of that graph.
+    """
+    rows = [_row(layer, plan, measurements.get(layer.name)) for layer in layers]
+    rows = [_in_integers(row, plan, integers) for row in rows]
+    if multiplies_integers(integers):
+        rows = [_stream(row, layer, plan) for row, layer in zip(rows, layers, strict=True)]
+    return tuple(rows)
+
+
+def multiplies_integers(integers: Mapping[str, IntegerKernel]) -> bool:
+    """Whether a graph's products are integer operators, not floats that simulate them."""
+    return any(kernel.int8 for kernel in integers.values())
+
+
+def integer_kernels(graph: GraphModule) -> dict[str, IntegerKernel]:
+    """Layer to the integer operators that run it; empty where the graph computes in float."""
+    found: dict[str, list[object]] = {}
+    for node in graph.graph.nodes:
+        if node.target in OPERATORS:
+            found.setdefault(str(node.meta["layer"]), []).append(node.target)
+    made = {}
+    for layer, targets in found.items():
+        product = next((t for t in targets if t in _PRODUCTS), None)
+        own = [t for t in targets if t not in _REQUANTIZE] or targets
+        names = dict.fromkeys(t.name().partition("::")[2] for t in own)  # type: ignore[attr-defined]
+        text = _PRODUCTS[product] if product else f"integers: {', '.join(names)}"
+        made[layer] = IntegerKernel(text, product is not None)
+    return made
+
+
+def _in_integers(row: Row, plan: Plan, integers: Mapping[str, IntegerKernel]) -> Row:
+    if row.layer not in integers:
+        return row
+    kernel = integers[row.layer]
+    codes = plan.choices.get(f"nonlinear@{row.layer}", {}).get("input")
+    scheme = f"s{int(codes[2] - codes[1]).bit_length()}/tensor" if codes else row.input_scheme
+    return replace(row, kernel=kernel.text, int8=kernel.int8, reason="", input_scheme=scheme)
+
+
+def _stream(row: Row, layer: Layer, plan: Plan) -> Row:
+    """A sum of the residual stream, which the pass ``residual`` gave codes."""
+    chosen = plan.choices.get(f"residual@{layer.node}")
+    if chosen is None or layer.kind in {"linear", "conv", "matmul"}:
+        return row
+    scheme = f"s{chosen['bits']}/tensor"
+    return replace(row, kernel="integers: add, requantize", reason="", input_scheme=scheme)
 
 
 def _choices(layer: str, plan: Plan) -> tuple[str, ...]:

@@ -81,7 +81,8 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Rows with a header. ``simulated`` is true for the reference backend: same numbers, no speed.
+    """Rows with a header. ``simulated`` is true for the reference backend: same numbers, no speed;
+    not where the graph itself computes in integers.
 
     ``timings``: (step, seconds). ``notes``: (layer or empty string, sentence). ``sensitivities``:
     methods tried at non-linearities, layer by layer.

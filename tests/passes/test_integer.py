@@ -127,6 +127,32 @@ def test_it_runs_at_any_batch_and_images_do_not_meet(batch: int) -> None:
         assert torch.equal(logits(q, X[:batch]), alone)
 
 
+def test_the_report_says_that_every_layer_runs_in_integers() -> None:
+    report = quantized().report
+    assert not report.simulated
+    kernels = {row.layer: row.kernel for row in report.rows}
+    assert kernels["blocks.0.norm1"] == "integers: i_layer_norm"
+    assert kernels["blocks.0.attn.softmax"] == "integers: i_softmax"
+    assert kernels["blocks.0.attn.qk"].startswith("bmm of int8 codes")
+    assert kernels["blocks.0.mlp.fc1"].startswith("torch._int_mm int8")
+    assert kernels["blocks.0.add"] == "integers: add, requantize"
+    assert not any(row.reason or "float" in row.kernel for row in report.rows)
+    assert report["blocks.0.add"].input_scheme == "s16/tensor"
+    assert report["blocks.0.mlp.act"].input_scheme == "s8/tensor"
+    assert report.totals.int8_linear_share == 1.0
+    stream = quantized(8).report["blocks.0.add"]
+    assert stream.input_scheme == "s8/tensor"
+
+
+def test_without_the_last_pass_the_report_still_says_simulated() -> None:
+    steps = fxquant.recipe("integer-only").pipeline.without("integer")
+    report = fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference").report
+    assert report.simulated
+    assert report["blocks.0.attn.softmax"].kernel.startswith("integers: ")
+    assert report["blocks.0.mlp.fc1"].kernel == "float32, int8 simulated"
+    assert report["blocks.0.add"].kernel == "float32"
+
+
 def test_compiled_it_gives_the_same_bits_at_batch_1_2_and_7() -> None:
     q = quantized(16, "i-vit")
     compiled = torch.compile(q, dynamic=True)

@@ -85,7 +85,8 @@ def _lowered(
         return lower_native(quantized, micro=quantized.micro_batch), executor, ""
     except Unsupported as error:
         note = f"runs through Inductor, not as one program: {error}"
-        if any(s.slot == "lhs" and d.scheme for s, d in quantized.plan.decisions.items()):
+        planned = any(s.slot == "lhs" and d.scheme for s, d in quantized.plan.decisions.items())
+        if planned and quantized.report.simulated:
             note += (
                 "; attention planned in int8 is simulated in float there, slower than in bf16: "
                 "quantize with pipeline.without('open_attention')"

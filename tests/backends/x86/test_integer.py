@@ -26,6 +26,7 @@ def test_every_linear_of_an_integer_graph_has_a_kernel_and_the_same_bits(tmp_pat
             assert torch.equal(lowered(X[:batch]), q(X[:batch]))
     assert prove_integer(lowered.graph_module) == prove_integer(q)
     assert lowered.report["blocks.0.mlp.fc1"].int8
+    assert not any(row.reason for row in lowered.report.rows)
     lowered.save(tmp_path / "integer.fxq")
     again = fxquant.load(tmp_path / "integer.fxq", executor="eager", strict=True)
     assert torch.equal(again(X), lowered(X))
