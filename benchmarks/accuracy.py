@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ COLUMNS = ("model", "method", "runs as", "top-1 %", "drop", "agreement %", "SQNR
 @dataclass(frozen=True)
 class Setting:
     """A model with its images: ``samples`` to calibrate, ``x`` and ``labels`` only to evaluate,
-    ``reference`` and ``samples_reference``: the float logits of ``x`` and ``samples``."""
+    ``reference``: the float logits of ``x``."""
 
     name: str
     model: nn.Module
@@ -50,7 +51,11 @@ class Setting:
     x: Tensor
     labels: Tensor
     reference: Tensor
-    samples_reference: Tensor
+
+    @cached_property
+    def samples_reference(self) -> Tensor:
+        """The float logits of ``samples``."""
+        return logits_of(self.model, self.samples, batch=BATCH)
 
 
 def setting(name: str, *, calibration: int, images: int) -> Setting:
@@ -59,8 +64,7 @@ def setting(name: str, *, calibration: int, images: int) -> Setting:
     model = load()
     samples, _ = data.imagenet_images(data.CALIBRATION_FOLDER, calibration, mean, std)
     x, labels = data.imagenet_images(data.EVALUATION_FOLDER, images, mean, std)
-    reference, samples_reference = (logits_of(model, part, batch=BATCH) for part in (x, samples))
-    return Setting(name, model, samples, x, labels, reference, samples_reference)
+    return Setting(name, model, samples, x, labels, logits_of(model, x, batch=BATCH))
 
 
 class Quantizer:

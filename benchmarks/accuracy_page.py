@@ -6,6 +6,7 @@ Rewrites what stands between the markers ``<!-- table NAME -->`` and ``<!-- end 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 MODELS = ("deit_tiny", "vit_tiny")
-NONE = "not measured"
 Row = dict[str, Any]
+Rows = dict[tuple[str, str, str], Row]  # by model, method, backend
+Cell = Callable[[Row | None, Row | None], str]
 
 
-def latest() -> dict[tuple[str, str, str], Row]:
+def latest() -> Rows:
     """The last recorded row of each model, method and backend."""
-    rows: dict[tuple[str, str, str], Row] = {}
+    rows: Rows = {}
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "method" in row:
@@ -34,11 +36,11 @@ def latest() -> dict[tuple[str, str, str], Row]:
 def figures(row: Row | None) -> str:
     """``drop / agreement / SQNR`` of a row."""
     if row is None:
-        return NONE
+        return "not measured"
     return f"{row['drop']:.2f} / {row['agreement']:.1f} / {row['sqnr_db']:.2f}"
 
 
-def recipe_table(rows: dict[tuple[str, str, str], Row]) -> list[str]:
+def recipe_table(rows: Rows) -> list[str]:
     """Recipes by models."""
     lines = ["| recipe | runs as | " + " | ".join(MODELS) + " |", "|---|---|---|---|"]
     for method in recipes():
@@ -47,30 +49,27 @@ def recipe_table(rows: dict[tuple[str, str, str], Row]) -> list[str]:
     return lines
 
 
-def pair_table(rows: dict[tuple[str, str, str], Row], methods: list[Method]) -> list[str]:
-    """Each method beside its base, with the difference in dB."""
+def method_table(rows: Rows, methods: list[Method], cell: Cell) -> list[str]:
+    """Methods by models; ``cell`` gets a method's row and its base's."""
     lines = ["| method | " + " | ".join(MODELS) + " |", "|---|---|---|"]
     for method in methods:
-        cells = []
-        for model in MODELS:
-            row = rows.get((model, method.name, method.runs_as))
-            base = rows.get((model, method.base, method.runs_as))
-            change = f" ({row['sqnr_db'] - base['sqnr_db']:+.2f} dB)" if row and base else ""
-            cells.append(figures(row) + change)
-        lines.append(f"| {method.name} | {' | '.join(cells)} |")
+        pairs = (
+            [rows.get((model, name, method.runs_as)) for name in (method.name, method.base)]
+            for model in MODELS
+        )
+        lines.append(f"| {method.name} | {' | '.join(cell(*pair) for pair in pairs)} |")
     return lines
 
 
-def integer_table(rows: dict[tuple[str, str, str], Row]) -> list[str]:
-    """Fully quantized: the figures on evaluation images, and the dB on calibration images."""
-    lines = ["| method | " + " | ".join(MODELS) + " |", "|---|---|---|"]
-    for method in integer():
-        cells = []
-        for model in MODELS:
-            row = rows.get((model, method.name, method.runs_as))
-            cells.append(f"{figures(row)} / {row['calibration_sqnr_db']:.2f}" if row else NONE)
-        lines.append(f"| {method.name} | {' | '.join(cells)} |")
-    return lines
+def beside_base(row: Row | None, base: Row | None) -> str:
+    """A row's figures with its difference from the base in dB."""
+    change = f" ({row['sqnr_db'] - base['sqnr_db']:+.2f} dB)" if row and base else ""
+    return figures(row) + change
+
+
+def with_calibration(row: Row | None, _: Row | None) -> str:
+    """The figures on evaluation images, and the dB on calibration images."""
+    return f"{figures(row)} / {row['calibration_sqnr_db']:.2f}" if row else figures(row)
 
 
 def main() -> None:
@@ -78,9 +77,9 @@ def main() -> None:
     rows = latest()
     tables = {
         "recipes": recipe_table(rows),
-        "claims": pair_table(rows, claims()),
-        "ablations": pair_table(rows, ablations()),
-        "integer": integer_table(rows),
+        "claims": method_table(rows, claims(), beside_base),
+        "ablations": method_table(rows, ablations(), beside_base),
+        "integer": method_table(rows, integer(), with_calibration),
     }
     page = PAGE.read_text(encoding="utf-8")
     for name, lines in tables.items():

@@ -56,11 +56,10 @@ def finetune(
 
     ``data``: as for ``quantize``, float32 images, at most ``limit``. ``learning_rate``: how far a
     weight moves per step, in 256ths of what its codes span: one rate serves all bits, in steps of
-    8-bit codes. ``minutes``: no step begins after this
-    time, and the rate has fallen to 0 by then; an epoch that was cut counts for the choice, not for
-    a checkpoint. ``checkpoint``: a file written after each epoch, and gone on from if there is one.
-    ``device``: ``cuda`` where there is one, else ``cpu``. Raises :class:`InputError` for arguments
-    that do not fit each other.
+    8-bit codes. ``minutes``: no step begins after this time, and the rate has fallen to 0 by then;
+    an epoch that was cut counts for the choice, not for a checkpoint. ``checkpoint``: a file
+    written after each epoch, and gone on from if there is one. ``device``: ``cuda`` where there is
+    one, else ``cpu``. Raises :class:`InputError` for arguments that do not fit each other.
     """
     _check(quantized, epochs, learning_rate, batch, temperature, check)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

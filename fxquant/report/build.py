@@ -14,7 +14,7 @@ from fxquant.quant.integer.operators import OPERATORS
 from fxquant.report.model import Row, Sensitivity
 
 _REQUANTIZE = {dyadic.saturate, dyadic.requantize, dyadic.requantize_channels}
-_PRODUCTS = {
+INTEGER_PRODUCTS = {
     products.int_linear: "torch._int_mm int8, i32 out, integer epilogue",
     products.int_matmul: "bmm of int8 codes in int32, integer epilogue",
 }
@@ -66,10 +66,10 @@ def integer_kernels(graph: GraphModule) -> dict[str, IntegerKernel]:
             found.setdefault(str(node.meta["layer"]), []).append(node.target)
     made = {}
     for layer, targets in found.items():
-        product = next((t for t in targets if t in _PRODUCTS), None)
+        product = next((t for t in targets if t in INTEGER_PRODUCTS), None)
         own = [t for t in targets if t not in _REQUANTIZE] or targets
         names = dict.fromkeys(t.name().partition("::")[2] for t in own)  # type: ignore[attr-defined]
-        text = _PRODUCTS[product] if product else f"integers: {', '.join(names)}"
+        text = INTEGER_PRODUCTS[product] if product else f"integers: {', '.join(names)}"
         made[layer] = IntegerKernel(text, product is not None)
     return made
 
@@ -78,14 +78,14 @@ def _in_integers(row: Row, plan: Plan, integers: Mapping[str, IntegerKernel]) ->
     if row.layer not in integers:
         return row
     kernel = integers[row.layer]
-    codes = plan.choices.get(f"nonlinear@{row.layer}", {}).get("input")
+    codes = (plan.choice("nonlinear", row.layer) or {}).get("input")
     scheme = f"s{int(codes[2] - codes[1]).bit_length()}/tensor" if codes else row.input_scheme
     return replace(row, kernel=kernel.text, int8=kernel.int8, reason="", input_scheme=scheme)
 
 
 def _stream(row: Row, layer: Layer, plan: Plan) -> Row:
     """A sum of the residual stream, which the pass ``residual`` gave codes."""
-    chosen = plan.choices.get(f"residual@{layer.node}")
+    chosen = plan.choice("residual", layer.node)
     if chosen is None or layer.kind in {"linear", "conv", "matmul"}:
         return row
     scheme = f"s{chosen['bits']}/tensor"

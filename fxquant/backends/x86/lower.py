@@ -18,6 +18,7 @@ from fxquant.graph.normal_form import verify
 from fxquant.graph.rule import RuleSet, reasons_of
 from fxquant.graph.tensors import prune
 from fxquant.quant.integer.products import int_linear
+from fxquant.report.build import INTEGER_PRODUCTS
 
 _OUTPUT = {torch.uint8: "u8", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -58,7 +59,7 @@ def lower_graph(quantized: QuantizedModule) -> Lowered:
 
 def _describe(node: torch.fx.Node) -> str:
     if node.target is int_linear:
-        return "torch._int_mm int8, i32 out, integer epilogue"
+        return INTEGER_PRODUCTS[int_linear]
     if node.target is kernels.qlinear_add:
         return "onednn int8, + residual"
     out_dtype, post_op = node.args[9], node.args[10]

@@ -1,4 +1,4 @@
-"""Division by a constant as a product and a shift, and bit lengths."""
+"""Division as a product and a shift, by a constant or by a row's total, and bit lengths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from fxquant.errors import InputError
 
 _INT32 = 1 << 31
+RECIPROCAL_BITS = 61  # I-ViT: 31, of which as few as one is left where the total takes the others
 
 
 def divided(p: Tensor, divisor: int, largest: int) -> Tensor:
@@ -29,6 +30,17 @@ def divided(p: Tensor, divisor: int, largest: int) -> Tensor:
                 return (p * factor) >> k
             return ((p.to(torch.int64) * factor) >> k).to(p.dtype)
     return torch.div(p, divisor, rounding_mode="floor")
+
+
+def share_of(part: Tensor, total: Tensor, bits: int) -> Tensor:
+    """``(p f) >> (62 - k)``, ``f = floor((2^61 - 1) / t)``: ``p / t`` in steps of ``2^-(k-1)``.
+
+    int64, ``0 <= p <= t``, so ``p f < 2^61``; a total of 0 counts as 1.
+    """
+    whole = total.clamp(min=1)
+    most = torch.full_like(whole, (1 << RECIPROCAL_BITS) - 1)
+    reciprocal = torch.div(most, whole, rounding_mode="floor")
+    return (part * reciprocal) >> (RECIPROCAL_BITS + 1 - bits)
 
 
 def bit_length(x: Tensor) -> Tensor:

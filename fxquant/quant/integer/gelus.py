@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
+from fxquant.quant.integer.division import share_of
 from fxquant.quant.integer.exponents import finer, positive, shift_exp
 from fxquant.quant.library import define
 
@@ -19,7 +20,6 @@ _A, _BETA, _ROOT2 = -0.2888, -1.769, 1.4142  # I-BERT's code
 SIGMOID = 1.702
 SIGMOID_BITS = 16  # I-ViT: 8, whose floor alone is off by up to x / 128
 SHIFT_GELU_BITS = 23
-FACTOR_BITS = 61  # I-ViT: 31, which leaves 1/Σe as few as two significant bits
 _INT31 = (1 << 31) - 1
 
 
@@ -92,12 +92,8 @@ def _shift_gelu(q: Tensor, scale: float, bits: int) -> Tensor:
     wide = q.to(torch.int32)
     most = wide.amax(-1, keepdim=True).clamp(min=0)
     e = shift_exp((wide - most) * (1 << shift), step, SHIFT_GELU_BITS).to(torch.int64)
-    total = (e + shift_exp(most * -(1 << shift), step, SHIFT_GELU_BITS)).clamp(min=1)
-    most_share = torch.full_like(total, (1 << FACTOR_BITS) - 1)
-    share = torch.div(most_share, total, rounding_mode="floor")
-    sigma: Tensor = (e * share) >> (FACTOR_BITS + 1 - bits)
-    made: Tensor = wide * sigma.to(torch.int32)
-    return made
+    total = e + shift_exp(most * -(1 << shift), step, SHIFT_GELU_BITS)
+    return wide * share_of(e, total, bits).to(torch.int32)
 
 
 i_gelu = define("i_gelu(Tensor q, float scale) -> Tensor", _i_gelu)

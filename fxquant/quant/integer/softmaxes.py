@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxquant.quant.integer.division import bit_length
+from fxquant.quant.integer.division import bit_length, share_of
 from fxquant.quant.integer.dyadic import dyadic, requantize
 from fxquant.quant.integer.exponents import (
     I_EXP_BITS,
@@ -25,7 +25,6 @@ from fxquant.quant.library import define
 PROBABILITY_BITS = 16
 FLUSHED = 255  # Log-Int-Softmax's code for nothing
 SHIFTMAX_BITS = 15
-FACTOR_BITS = 61
 _SIXTEEN = (1 << 15) - 1  # symmetric signed 16 bits
 
 
@@ -67,11 +66,7 @@ def _shiftmax(q: Tensor, scale: float, bits: int) -> Tensor:
     """
     shift, step = finer(scale)
     e = shift_exp(_below_max(q, shift), step, SHIFTMAX_BITS).to(torch.int64)
-    total = e.sum(-1, keepdim=True).clamp(min=1)
-    most = torch.full_like(total, (1 << FACTOR_BITS) - 1)
-    share = torch.div(most, total, rounding_mode="floor")
-    made: Tensor = ((e * share) >> (FACTOR_BITS + 1 - bits)).to(torch.int32)
-    return made
+    return share_of(e, e.sum(-1, keepdim=True), bits).to(torch.int32)
 
 
 def _log_int_softmax(q: Tensor, scale: float, bits: int) -> Tensor:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fxquant.backends.x86.arguments import Activation, Store
-from fxquant.backends.x86.compiled import library
 
 CANARY = 0xA5
 SLACK = 64
-
-
-def kernels(level: str) -> ctypes.CDLL:
-    """The library of a level."""
-    return library(level)
 
 
 class Buffer:

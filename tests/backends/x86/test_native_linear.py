@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxquant.backends.x86.arguments import Activation, Epilogue, LinearArguments, Store
-from fxquant.backends.x86.compiled import levels
+from fxquant.backends.x86.compiled import levels, library
 from tests.backends.x86 import native
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 150))
@@ -28,9 +28,9 @@ def run_linear(
 ) -> None:
     """One call in ``parts`` shares, against the formula."""
     rows, inner, columns = shape
-    library = native.kernels(level)
+    made = library(level)
     random = torch.Generator().manual_seed(seed)
-    panel = library.fxq_panel()
+    panel = made.fxq_panel()
     padded = -(-columns // panel) * panel
 
     def floats(*size: int) -> torch.Tensor:
@@ -41,9 +41,9 @@ def run_linear(
 
     x = native.readable(native.codes(random, rows, inner, signed=False, level=level))
     weight = native.readable(native.codes(random, columns, inner, signed=True, level=level))
-    size = library.fxq_packed_bytes(ctypes.c_int64(columns), ctypes.c_int64(inner))
+    size = made.fxq_packed_bytes(ctypes.c_int64(columns), ctypes.c_int64(inner))
     packed = native.Buffer(size, torch.int8)
-    library.fxq_pack_weight(
+    made.fxq_pack_weight(
         ctypes.c_void_p(weight.data_ptr()),
         ctypes.c_int64(columns),
         ctypes.c_int64(inner),
@@ -96,7 +96,7 @@ def run_linear(
     arguments.weight, arguments.start = packed.pointer, start.data_ptr()
     arguments.epilogue = epilogue
     for part in range(parts):
-        library.fxq_linear(ctypes.byref(arguments), part, parts)
+        made.fxq_linear(ctypes.byref(arguments), part, parts)
     tolerance = 0.5 + (4e-4 * 17 * 5 if activation != Activation.NONE else 3e-3)
     native.check_result(output, expected, (rows, columns), store, tolerance)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fxquant.backends.x86.arguments import Activation, Epilogue, MixArguments, Store
-from fxquant.backends.x86.compiled import levels
+from fxquant.backends.x86.compiled import levels, library
 from tests.backends.x86 import native
 
 
@@ -37,7 +37,7 @@ def test_mix(
 ) -> None:
     tokens, outputs, columns = shape
     random = torch.Generator().manual_seed(seed)
-    library = native.kernels(level)
+    made = library(level)
     x = native.codes(random, tokens, columns, signed=False, level=level)
     weight = native.codes(random, outputs, tokens, signed=True, level=level)
     start = native.readable(
@@ -77,5 +77,5 @@ def test_mix(
         arguments.epilogue.residual_stride = columns
         expected = expected * column_scale + residual
     for part in range(parts):
-        library.fxq_mix(ctypes.byref(arguments), part, parts)
+        made.fxq_mix(ctypes.byref(arguments), part, parts)
     native.check_result(output, expected, (outputs, columns), store, 0.51)

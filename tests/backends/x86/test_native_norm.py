@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fxquant.backends.x86.arguments import NormArguments, NormKind, Store
-from fxquant.backends.x86.compiled import levels
+from fxquant.backends.x86.compiled import levels, library
 from fxquant.quant import ops
 from tests.backends.x86 import native
 
@@ -78,7 +78,7 @@ def test_norm(
     if ranged:
         arguments.row_scale, arguments.row_zero_point = scales.pointer, zeros.pointer
     for part in range(parts):
-        native.kernels(level).fxq_norm(ctypes.byref(arguments), part, parts)
+        library(level).fxq_norm(ctypes.byref(arguments), part, parts)
     for buffer in (output, scales, zeros):
         buffer.check()
     if store == Store.F32_ROWS:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fxquant.backends.x86.arguments import PatchesArguments
-from fxquant.backends.x86.compiled import levels
+from fxquant.backends.x86.compiled import levels, library
 from tests.backends.x86 import native
 
 
@@ -61,7 +61,7 @@ def test_patches(
         output_stride=expected.shape[1],
     )
     for part in range(parts):
-        native.kernels(level).fxq_patches(ctypes.byref(arguments), part, parts)
+        library(level).fxq_patches(ctypes.byref(arguments), part, parts)
     output.check()
     found = output.data.view(expected.shape).double()
     assert (found - expected).abs().max() <= (0 if from_pixels else 0.5001)
