@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
 
-from fxquant.errors import CalibrationError, PipelineError
+from fxquant.errors import PipelineError
+from fxquant.passes.data import calibration_of, gather
 from fxquant.passes.integers.convert import to_integer
 from fxquant.passes.nonlinearity.finding import slots_and_samples
 from fxquant.passes.nonlinearity.guard import Assignment, Guarded, guarded
@@ -18,14 +17,13 @@ from fxquant.passes.nonlinearity.places import Place, find_places
 from fxquant.passes.nonlinearity.records import read, record
 from fxquant.passes.nonlinearity.rewriting import rewritten
 from fxquant.passes.nonlinearity.scoring import FLOAT, Key, Score, scores
-from fxquant.passes.running import Runner
+from fxquant.passes.nonlinearity.trial import Trial
 from fxquant.pipeline.base import Pass
 from fxquant.pipeline.state import Fact, Note, State
 from fxquant.quant.integer.families import FAMILIES, METHODS, Learned, Slot, in_mix, learn, refusal
-from fxquant.quant.metrics import sqnr_db
 
-Wanted = list[tuple[Place, Slot, str, Learned]]
 WHOLE = "(model)"
+_WHAT = "integer non-linearities are chosen on calibration data"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,9 @@ class Nonlinear(Pass):
     ``objective="cost"`` adds ``db_per_us`` dB per microsecond and image, measured here.
     ``select="guarded"`` checks the mix end to end on ``check_images`` images: it is kept as it is,
     or with up to ``swaps`` single changes that help, or gives way to the best family. ``raw`` does
-    not check; ``check="integer"`` does so on the graph that the pass ``integer`` will make.
+    not check; ``check="integer"`` does so on the graph that the pass ``integer`` will make, and
+    ``correct_images`` above 0 corrects biases on so many images before each check, for pipelines
+    in which ``correct_bias`` follows: it favours a family whose errors have a large mean.
     ``input_bits``: codes of Softmax and GELU inputs; ``norm_bits``: of LayerNorm's,
     where the residual stream is not in codes yet; ``output_bits``: 0 for what the reader takes.
     ``newton_steps``: 10 for I-ViT's own root, 0 for the exact one. The choices, with all figures,
@@ -59,6 +59,7 @@ class Nonlinear(Pass):
     rule: Literal["minmax", "mse", "percentile"] = "minmax"
     images: int = 32
     check_images: int = 8
+    correct_images: int = 0
     swaps: int = 12
     db_per_us: float = 0.01
     newton_steps: int = 0
@@ -80,12 +81,13 @@ class Nonlinear(Pass):
         bits = (self.input_bits, self.norm_bits, self.output_bits or 8)
         if (
             any(b not in (4, 5, 6, 7, 8, 16) for b in bits)
-            or min(self.images, self.check_images) < 1
+            or min(self.images, self.check_images, self.correct_images + 1) < 1
         ):
             raise PipelineError(
-                f"no integer kernels for bits {bits} and {self.images} images",
+                f"no integer kernels for bits {bits}, or too few images to choose them on",
                 where=f"pass {self.name}",
-                fix="give 4 to 8 or 16 bits, and at least 1 image to measure on",
+                fix="give 4 to 8 or 16 bits, images and check_images of at least 1, and "
+                "correct_images of at least 0",
             )
 
     @torch.no_grad()
@@ -115,15 +117,10 @@ class Nonlinear(Pass):
 
     def _choose(self, state: State, places: list[Place]) -> dict[str, dict[str, Any]]:
         """Choices by layer, and one of the whole model."""
-        if state.calibration is None:
-            raise CalibrationError(
-                "integer non-linearities are chosen on calibration data",
-                where=f"pass {self.name}",
-                fix="pass calibration=images, or a pipeline without this pass",
-            )
+        calibration = calibration_of(state, self.name, _WHAT)
         slots, samples = slots_and_samples(
             state.graph,
-            state.calibration,
+            calibration,
             places,
             rule=self.rule,
             bits=(self.input_bits, self.norm_bits, self.output_bits),
@@ -135,7 +132,7 @@ class Nonlinear(Pass):
             for layer, slot in slots.items()
             for method in METHODS
         }
-        leaves = _first(state.calibration.batches(), self.images)
+        leaves = gather(calibration, self.images, where=f"pass {self.name}")
         figures = scores(state.float_graph, state.graph, leaves, places, slots, learned, METHODS)
         assignment, reasons, whole = self._settle(state, places, slots, learned, figures)
         made = {
@@ -193,25 +190,25 @@ class Nonlinear(Pass):
         figures: Mapping[Key, Score],
         mix: Assignment,
     ) -> Guarded:
-        assert state.calibration is not None
-        leaves = _first(state.calibration.batches(), self.check_images)
-        reference = _logits(state.float_graph, leaves)
-
-        def end_to_end(assignment: Assignment) -> float:
-            wanted: Wanted = [
-                (place, slots[name], assignment[name], learned[name, assignment[name]])
-                for place in places
-                if assignment[name := place.layer.name] != FLOAT
-            ]
-            graph = rewritten(state.graph, wanted)
-            graph = to_integer(graph) if self.check == "integer" else graph
-            return sqnr_db(reference, _logits(graph, leaves))
-
+        calibration = calibration_of(state, self.name, _WHAT)
+        where = f"pass {self.name}"
+        correct = self.correct_images
+        trial = Trial(
+            state.float_graph,
+            state.graph,
+            state.layers,
+            places,
+            slots,
+            learned,
+            check=gather(calibration, self.check_images, where=where),
+            correct=gather(calibration, correct, where=where) if correct else (),
+            finish=to_integer if self.check == "integer" else lambda graph: graph,
+        )
         families = {
             family: {layer: replace(self, method=family)._forced(slots[layer]) for layer in slots}  # type: ignore[arg-type]
             for family in FAMILIES
         }
-        return guarded(mix, families, figures, end_to_end, swaps=self.swaps)
+        return guarded(mix, families, figures, trial.sqnr_db, swaps=self.swaps)
 
     def _forced(self, slot: Slot) -> str:
         """The method asked for; one that cannot take these codes gives way to I-ViT's."""
@@ -234,21 +231,3 @@ class Nonlinear(Pass):
             cost = f" and {score.cost_us:.0f} us" if self.objective == "cost" else ""
             told.append(f"{method} {score.delta_db:.2f} dB{cost}")
         return f"least of {', '.join(told)} lost through the layer" if len(told) > 1 else told[0]
-
-
-def _first(batches: Any, images: int) -> tuple[Tensor, ...]:
-    parts, have = [], 0
-    for leaves in batches:
-        parts.append(tuple(leaf[: images - have] for leaf in leaves))
-        have += parts[-1][0].shape[0]
-        if have >= images:
-            break
-    return tuple(torch.cat(leaf) for leaf in zip(*parts, strict=True))
-
-
-def _logits(graph: GraphModule, leaves: tuple[Tensor, ...]) -> Tensor:
-    made = []
-    for part in zip(*(leaf.split(2) for leaf in leaves), strict=True):
-        outputs = torch.utils._pytree.tree_leaves(Runner(graph)(part))
-        made.append(torch.cat([leaf.reshape(-1) for leaf in outputs if isinstance(leaf, Tensor)]))
-    return torch.cat(made)

@@ -161,34 +161,37 @@ def test_compiled_it_gives_the_same_bits_at_batch_1_2_and_7() -> None:
             assert torch.equal(compiled(X[:batch]), q(X[:batch]))
 
 
-def test_the_guarded_mix_is_level_with_the_best_family_in_integers() -> None:
-    mixed = quantized_of("mix")
+@cache
+def small(method: str, *, corrected: int = 64) -> Any:
+    """The recipe with one choice by few images, and biases corrected for it or not (0)."""
+    steps = fxquant.recipe("integer-only").pipeline
+    chosen = {
+        "method": method,
+        "images": 4,
+        "check_images": 8,
+        "correct_images": corrected,
+        "swaps": 2,
+    }
+    steps = steps.replace("nonlinear", replace(steps["nonlinear"], **chosen))  # type: ignore[type-var]
+    if not corrected:
+        steps = Pipeline(tuple(step for step in steps.passes if step != CorrectBias(images=64)))
+    return fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
+
+
+@pytest.mark.parametrize("corrected", [64, 0])
+def test_the_guard_judges_the_integers_that_come_of_each_choice(corrected: int) -> None:
+    mixed = small("mix", corrected=corrected)
     figures = mixed.plan.choices["nonlinear@(model)"]["sqnr_db"]
     for family in ("i-bert", "i-vit", "fq-vit"):
-        assert figures[family] == pytest.approx(
-            quantized_of(family).report.output_sqnr_db, abs=2e-3
-        )
+        found = small(family, corrected=corrected).report.output_sqnr_db
+        assert figures[family] == pytest.approx(found, abs=2e-3)
     assert mixed.report.output_sqnr_db == pytest.approx(figures["guarded"], abs=2e-3)
     assert figures["guarded"] >= max(figures.values())
 
 
-def quantized_of(method: str) -> Any:
-    """As the guard sees it: biases are not corrected for what the choice did."""
-    steps = fxquant.recipe("integer-only").pipeline
-    steps = Pipeline(tuple(step for step in steps.passes if step != CorrectBias(images=64)))
-    chosen = {"method": method, "images": 4, "check_images": 8, "swaps": 2}
-    steps = steps.replace("nonlinear", replace(steps["nonlinear"], **chosen))  # type: ignore[type-var]
-    return fxquant.quantize(vit(), calibration=X, pipeline=steps, backend="reference")
-
-
 def test_biases_are_corrected_for_what_the_integer_functions_err() -> None:
-    steps = fxquant.recipe("integer-only").pipeline
-    chosen = replace(steps["nonlinear"], method="i-vit")  # type: ignore[type-var]
-    q = fxquant.quantize(
-        vit(), calibration=X, pipeline=steps.replace("nonlinear", chosen), backend="reference"
-    )
-    uncorrected = quantized_of("i-vit")
-    assert q.report.output_sqnr_db > uncorrected.report.output_sqnr_db + 1.0
+    corrected, uncorrected = small("i-vit"), small("i-vit", corrected=0)
+    assert corrected.report.output_sqnr_db > uncorrected.report.output_sqnr_db + 1.0
 
 
 def test_a_plan_and_a_file_give_the_same_bits(tmp_path: Path) -> None:

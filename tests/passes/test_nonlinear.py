@@ -225,7 +225,9 @@ def test_a_plan_that_speaks_of_some_layers_only_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("option", [{"input_bits": 3}, {"images": 0}, {"output_bits": 9}])
+@pytest.mark.parametrize(
+    "option", [{"input_bits": 3}, {"images": 0}, {"output_bits": 9}, {"correct_images": -1}]
+)
 def test_impossible_options_are_refused(option: dict[str, int]) -> None:
     with pytest.raises(PipelineError, match="no integer kernels"):
         Nonlinear(**option)  # type: ignore[arg-type]
