@@ -273,7 +273,7 @@ def _report(model: nn.Module, chosen: Recipe, state: State, timing: Timing) -> R
         notes.append(("", "no calibration data: ranges are found while the model runs"))
     kind = getattr(model, "default_cfg", None)
     name = kind.get("architecture") if isinstance(kind, dict) else None
-    integers = integer_kernels(state.graph)
+    integers = integer_kernels(state.graph, state.layers)
     return Report(
         model=str(name or type(model).__name__),
         recipe=chosen.name,

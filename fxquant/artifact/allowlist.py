@@ -180,6 +180,7 @@ FXQUANT = (
     "fxquant.lookup.default",
     "fxquant.int_linear.default",
     "fxquant.int_matmul.default",
+    "fxquant.int_product.default",
     "fxquant.int_sum.default",
 )
 

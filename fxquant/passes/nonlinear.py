@@ -38,7 +38,8 @@ class Nonlinear(Pass):
 
     ``objective="cost"`` adds ``db_per_us`` dB per microsecond and image, measured here.
     ``select="guarded"`` checks the mix end to end on ``check_images`` images: it is kept as it is,
-    or with up to ``swaps`` single changes that help, or gives way to the best family. ``raw`` does
+    or with up to ``swaps`` single changes that help, or gives way to the best family, whose GELU,
+    where that is FQ-ViT's (a table), remains that of the mix. ``raw`` does
     not check; ``check="integer"`` does so on the graph that the pass ``integer`` will make, and
     ``correct_images`` above 0 corrects biases on so many images before each check, for pipelines
     in which ``correct_bias`` follows: it favours a family whose errors have a large mean.
@@ -204,11 +205,19 @@ class Nonlinear(Pass):
             correct=gather(calibration, correct, where=where) if correct else (),
             finish=to_integer if self.check == "integer" else lambda graph: graph,
         )
-        families = {
-            family: {layer: replace(self, method=family)._forced(slots[layer]) for layer in slots}  # type: ignore[arg-type]
-            for family in FAMILIES
-        }
+        families = {family: self._family(family, places, slots, mix) for family in FAMILIES}
         return guarded(mix, families, figures, trial.sqnr_db, swaps=self.swaps)
+
+    def _family(
+        self, family: str, places: list[Place], slots: Mapping[str, Slot], mix: Assignment
+    ) -> Assignment:
+        """One family everywhere; where a mix may not take it (FQ-ViT's GELU), what the mix has."""
+        forced = replace(self, method=family)  # type: ignore[arg-type]
+        return {
+            name: forced._forced(slots[name]) if in_mix(place.kind, family) else mix[name]
+            for place in places
+            if (name := place.layer.name)
+        }
 
     def _forced(self, slot: Slot) -> str:
         """The method asked for; one that cannot take these codes gives way to I-ViT's."""

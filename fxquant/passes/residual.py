@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxquant.errors import CalibrationError, PipelineError, PlanError
-from fxquant.graph.flow import origin
+from fxquant.graph.channels import is_average
+from fxquant.graph.flow import consumers, depends_on_input, origin
 from fxquant.graph.layers import Layer
 from fxquant.graph.tensors import call, copy_graph
 from fxquant.passes.running import Runner
@@ -28,7 +29,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Residual(Pass):
-    """``x + f(x) -> dq(q(x + f(x)))``: every tensor that a LayerNorm or another sum reads.
+    """``x + f(x) -> dq(q(x + f(x)))``: the stream ``x``, every sum of it, and what a LayerNorm, an
+    average or a product of two activations reads.
 
     Symmetric codes of ``bits`` bits, 16 as in I-ViT (papers, section 4c) or 8, from the largest
     absolute value over ``images`` images times ``headroom``, which at 16 bits costs little and
@@ -110,12 +112,19 @@ def _update(observer: Observer) -> Callable[[Tensor], None]:
 def _tensors(graph_module: GraphModule, layers: tuple[Layer, ...], bits: int) -> dict[Node, int]:
     """Nodes to quantize with their bits, in graph order."""
     adds = {layer.node for layer in layers if layer.role == "residual_add"}
+    varying = depends_on_input(graph_module.graph)
     found: dict[Node, int] = {}
     for node in graph_module.graph.nodes:
         if node.name in adds:
             found[node] = bits
+            streams = (origin(a) for a in node.args[:2] if a in varying)
+            found |= {s: bits for s in streams if len(list(consumers(s))) > 1}
         if node.target is aten.layer_norm.default:
             found[origin(node.args[0])] = bits
+        if is_average(node):
+            found.setdefault(origin(node.args[0]), bits)
+        if node.target is aten.mul.Tensor and all(a in varying for a in node.args[:2]):
+            found |= {origin(a): 16 for a in node.args[:2]}
         if node.op == "output":
             for made in node.all_input_nodes:
                 found[origin(made)] = 16

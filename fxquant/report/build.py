@@ -58,10 +58,15 @@ def multiplies_integers(integers: Mapping[str, IntegerKernel]) -> bool:
     return any(kernel.int8 for kernel in integers.values())
 
 
-def integer_kernels(graph: GraphModule) -> dict[str, IntegerKernel]:
-    """Layer to the integer operators that run it; empty where the graph computes in float."""
+def integer_kernels(graph: GraphModule, layers: tuple[Layer, ...]) -> dict[str, IntegerKernel]:
+    """Layer to the integer operators that run it; empty where the graph computes in float.
+
+    In a graph of integers, layers that only scale, shift or clip have no operators of their own.
+    """
     found: dict[str, list[object]] = {}
+    present = set()
     for node in graph.graph.nodes:
+        present.add(str(node.meta.get("layer", "")))
         if node.target in OPERATORS:
             found.setdefault(str(node.meta["layer"]), []).append(node.target)
     made = {}
@@ -71,6 +76,9 @@ def integer_kernels(graph: GraphModule) -> dict[str, IntegerKernel]:
         names = dict.fromkeys(t.name().partition("::")[2] for t in own)  # type: ignore[attr-defined]
         text = INTEGER_PRODUCTS[product] if product else f"integers: {', '.join(names)}"
         made[layer] = IntegerKernel(text, product is not None)
+    if multiplies_integers(made):
+        folded = (layer.name for layer in layers if layer.name not in present)
+        made |= dict.fromkeys(folded, IntegerKernel("integers: in the next requantization", False))
     return made
 
 
@@ -87,6 +95,8 @@ def _stream(row: Row, layer: Layer, plan: Plan) -> Row:
     """A sum of the residual stream, which the pass ``residual`` gave codes."""
     chosen = plan.choice("residual", layer.node)
     if chosen is None or layer.kind in {"linear", "conv", "matmul"}:
+        return row
+    if plan.choice("nonlinear", layer.name) is not None:
         return row
     scheme = f"s{chosen['bits']}/tensor"
     return replace(row, kernel="integers: add, requantize", reason="", input_scheme=scheme)

@@ -182,7 +182,7 @@ def small(method: str, *, corrected: int = 64) -> Any:
 def test_the_guard_judges_the_integers_that_come_of_each_choice(corrected: int) -> None:
     mixed = small("mix", corrected=corrected)
     figures = mixed.plan.choices["nonlinear@(model)"]["sqnr_db"]
-    for family in ("i-bert", "i-vit", "fq-vit"):
+    for family in ("i-bert", "i-vit"):  # FQ-ViT's column has tables for GELUs, the guard has not
         found = small(family, corrected=corrected).report.output_sqnr_db
         assert figures[family] == pytest.approx(found, abs=2e-3)
     assert mixed.report.output_sqnr_db == pytest.approx(figures["guarded"], abs=2e-3)

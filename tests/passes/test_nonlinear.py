@@ -17,6 +17,7 @@ from fxquant.errors import CalibrationError, PipelineError, PlanError
 from fxquant.passes import BUILTIN, Nonlinear
 from fxquant.passes.nonlinearity.guard import guarded
 from fxquant.passes.nonlinearity.scoring import FLOAT, Score
+from fxquant.passes.nonlinearity.trial import Trial
 from fxquant.quant import ops
 from fxquant.quant.integer.families import FAMILIES, METHODS
 from fxquant.quant.metrics import mean_ratio_db, sample_ratios
@@ -148,6 +149,19 @@ def test_the_guarded_mix_is_at_least_level_with_every_family() -> None:
     assert set(figures) == {"mix", *FAMILIES, "guarded"}
     assert figures["guarded"] >= max(figures.values()) - 1e-9
     assert all(c["method"] in FAMILIES for c in choices(plan).values())
+
+
+def test_where_fq_vit_wins_its_table_for_gelu_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def most_of_fq_vit(_: Trial, assignment: Any) -> float:
+        return float(sum(method == "fq-vit" for method in assignment.values()))
+
+    monkeypatch.setattr(Trial, "sqnr_db", most_of_fq_vit)
+    state = run(vit(), X, pipeline())
+    found = {layer: choice["method"] for layer, choice in choices(state.plan).items()}
+    gelu = found.pop("blocks.0.mlp.act")
+    assert set(found.values()) == {"fq-vit"}
+    assert gelu == choices(chosen(select="raw").plan)["blocks.0.mlp.act"]["method"]
+    assert not calls(state.graph, "fxquant.lookup.")
 
 
 def test_swaps_that_help_are_kept_and_others_undone() -> None:

@@ -1,12 +1,14 @@
 """``q(f(dq(x)))`` into integer operators, quantizer by quantizer.
 
 linear(s (x - z), t W) + b -> s t (x W + round(b / (s t)) - z ΣW), a step per output channel;
-matmul(s (a - z), t (b - y)) -> s t ((a - z) (b - y)); sums meet at the step of their quantizer;
-scaling by a constant changes a step and nothing else.
+matmul(s (a - z), t (b - y)) -> s t ((a - z) (b - y)), and so element by element; sums meet at the
+step of their quantizer; constant factors, one or one per element, change steps and nothing else;
+clips become ends of the codes behind them.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -20,10 +22,25 @@ from fxquant.graph.normal_form import op_name, where
 from fxquant.graph.shapes import shape_of
 from fxquant.graph.tensors import constant_of, copy_graph, prune
 from fxquant.passes.integers.emit import Emitter
-from fxquant.passes.integers.values import Cat, Constant, Leaf, Moved, Sum, Value, plain, scaled
+from fxquant.passes.integers.values import (
+    Cat,
+    Clipped,
+    Constant,
+    Leaf,
+    Moved,
+    Sum,
+    Value,
+    plain,
+    scaled,
+)
 from fxquant.quant import ops
 from fxquant.quant.integer.codes import Codes
-from fxquant.quant.integer.products import int_linear, int_matmul, int_sum
+from fxquant.quant.integer.products import (
+    int_linear,
+    int_matmul,
+    int_product,
+    int_sum,
+)
 
 aten = torch.ops.aten
 _INT32 = 1 << 31
@@ -181,12 +198,44 @@ class _Converter:
         made = self.emitter.call(int_matmul, a.node, b.node, *zeros, like=node)
         return Leaf(made, a.scale * b.scale)
 
-    def scaling(self, node: Node) -> Value:
-        factor: Any = node.args[1]
-        if isinstance(factor, Node) or not factor > 0:
-            raise _none(node, "only scaling by a positive number changes nothing but the step")
-        factor = 1.0 / factor if node.target is aten.div.Tensor else float(factor)
-        return scaled(self.value(node.args[0]), factor)
+    def multiplication(self, node: Node) -> Value:
+        """By a number or a constant tensor, whatever their signs; or a product of codes."""
+        if node.kwargs:
+            raise _none(node, "only plain products become integers")
+        for varying, constant in (node.args[:2], node.args[1::-1]):
+            factor = self._factor(constant)
+            if factor is not None:
+                return self._scaled(node, varying, factor)
+        return self.product_of_codes(node)
+
+    def division(self, node: Node) -> Value:
+        divisor = self._factor(node.args[1])
+        if node.kwargs or divisor is None:
+            raise _none(node, "only division by a constant becomes a scale")
+        return self._scaled(node, node.args[0], 1.0 / divisor)
+
+    def _factor(self, argument: Any) -> float | Tensor | None:
+        """A number, or the float64 value of a constant without leading axes of size 1."""
+        if not isinstance(argument, Node):
+            return float(argument)
+        value = constant_of(self.graph_module, argument)
+        if value is None:
+            return None
+        while value.dim() and value.shape[0] == 1:
+            value = value[0]
+        return value.detach().to(torch.float64) if value.dim() else float(value)
+
+    def _scaled(self, node: Node, varying: Any, factor: float | Tensor) -> Value:
+        made = scaled(self.value(varying), factor)
+        if made is None:
+            raise _none(node, "its factors per element meet values whose elements were moved")
+        return made
+
+    def product_of_codes(self, node: Node) -> Value:
+        a, b = self.codes_of(node.args[0]), self.codes_of(node.args[1])
+        zeros = (a.zero_point, b.zero_point)
+        made = self.emitter.call(int_product, a.node, b.node, *zeros, like=node)
+        return Leaf(made, a.scale * b.scale)
 
     def addition(self, node: Node) -> Value:
         if node.kwargs or not all(isinstance(a, Node) for a in node.args[:2]):
@@ -196,33 +245,58 @@ class _Converter:
             raise _none(node, "a mask of infinities has no codes")
         return Sum(parts)
 
+    def clip(self, node: Node) -> Value:
+        low, high = _clip_ends(node)
+        return Clipped(self.value(node.args[0]), low, high)
+
     def concatenation(self, node: Node) -> Value:
         parts: Any = node.args[0]
         return Cat(node, tuple(self.value(a) for a in parts))
 
     def mean(self, node: Node) -> Value:
+        keepdim = bool(node.args[2]) if len(node.args) > 2 else False
+        return self._average(node, node.args[1], keepdim)
+
+    def pool(self, node: Node) -> Value:
+        sizes: Any = node.args[1]
+        if any(size != 1 for size in sizes):
+            raise _none(node, "only an average of the whole image has an integer form")
+        return self._average(node, [-2, -1], True)
+
+    def _average(self, node: Node, dims: Any, keepdim: bool) -> Value:  # noqa: FBT001
         x = self.codes_of(node.args[0])
-        dims: Any = node.args[1]
         sizes = [x.node.meta["val"].shape[d] for d in dims]
         if not all(isinstance(size, int) for size in sizes):
             raise _none(node, "it averages over the batch")
-        keepdim = bool(node.args[2]) if len(node.args) > 2 else False
         made = self.emitter.call(int_sum, x.node, list(dims), keepdim, x.zero_point, like=node)
-        count = 1
-        for size in sizes:
-            count *= size
-        return Leaf(made, x.scale / count)
+        return Leaf(made, x.scale / math.prod(sizes))
+
+
+def _clip_ends(node: Node) -> tuple[float, float]:
+    """Both ends of a clip, infinite where it has none on a side."""
+    if node.target is aten.relu.default:
+        return 0.0, math.inf
+    given: dict[str, Any] = {"min": None, "max": None}
+    if node.target is aten.hardtanh.default:
+        given = {"min_val": -1.0, "max_val": 1.0}
+    given |= dict(zip(given, node.args[1:], strict=False)) | dict(node.kwargs)
+    low, high = given.values()
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
 
 
 _HANDLERS: dict[Any, Any] = {
     aten.linear.default: _Converter.linear,
     aten.conv2d.default: _Converter.convolution,
     aten.matmul.default: _Converter.matmul,
-    aten.mul.Tensor: _Converter.scaling,
-    aten.div.Tensor: _Converter.scaling,
+    aten.mul.Tensor: _Converter.multiplication,
+    aten.div.Tensor: _Converter.division,
     aten.add.Tensor: _Converter.addition,
     aten.cat.default: _Converter.concatenation,
     aten.mean.dim: _Converter.mean,
+    aten.adaptive_avg_pool2d.default: _Converter.pool,
+    aten.relu.default: _Converter.clip,
+    aten.clamp.default: _Converter.clip,
+    aten.hardtanh.default: _Converter.clip,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.fx import GraphModule, Node
 from fxquant.graph.tensors import add_buffer, attribute_name, call
 from fxquant.passes.integers.values import (
     Cat,
+    Clipped,
     Constant,
     Leaf,
     Moved,
@@ -66,6 +68,9 @@ class Emitter:
         if isinstance(value, Cat):
             parts = [self.codes(part, wanted) for part in value.parts]
             return self._cat(value, parts)
+        if isinstance(value, Clipped):
+            low, high = value.codes(wanted.scale, wanted.zero_point, wanted.low, wanted.high)
+            return self.codes(value.inner, replace(wanted, low=low, high=high))
         return self.call(saturate, self._wide(value, wanted.scale), *wanted.ends)
 
     def _wide(self, value: Value, scale: float) -> Node:
@@ -76,6 +81,9 @@ class Emitter:
             return self.buffer("constant", rounded(value.tensor, scale))
         if isinstance(value, Moved):
             return self._moved(value, self._wide(value.inner, scale))
+        if isinstance(value, Clipped):
+            ends = value.codes(scale, 0, -WIDE_END, WIDE_END)
+            return self.call(saturate, self._wide(value.inner, scale), 0, *ends, torch.int32)
         parts = [self._wide(part, scale) for part in value.parts]
         if isinstance(value, Cat):
             return self._cat(value, parts)
@@ -86,7 +94,8 @@ class Emitter:
 
     def _leaf(self, leaf: Leaf, scale: float, ends: tuple[int, int, int, torch.dtype]) -> Node:
         if isinstance(leaf.scale, Tensor):
-            row = dyadic_row((leaf.scale.to(torch.float64) / scale).tolist())
+            ratios = leaf.scale.to(torch.float64) / scale
+            row = dyadic_row(ratios, -leaf.zero_point * ratios)
             parts = {"multiplier": row.multiplier, "shift": row.shift, "addend": row.addend}
             held = [self.buffer(name, value, like=leaf.node) for name, value in parts.items()]
             return self.call(requantize_channels, leaf.node, *held, *ends, like=leaf.node)

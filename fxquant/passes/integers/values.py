@@ -6,6 +6,7 @@ neither has codes until a quantizer asks for some. Until then they are kept as w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.fx import Node
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """``scale (node - zero_point)``; ``scale``: a number, or float64 ``[C]`` over the last axis."""
+    """``scale (node - zero_point)``; ``scale``: a number, or float64 that broadcasts with the node,
+    as ``[C]`` over the last axis."""
 
     node: Node
     scale: float | Tensor
@@ -53,18 +55,65 @@ class Cat:
     parts: tuple[Value, ...]
 
 
-Value = Leaf | Constant | Moved | Sum | Cat
+@dataclass(frozen=True, eq=False)
+class Clipped:
+    """``clip(inner, low, high)``, ends in float."""
+
+    inner: Value
+    low: float
+    high: float
+
+    def codes(self, scale: float, zero_point: int, low: int, high: int) -> tuple[int, int]:
+        """Both ends in codes, within ``low`` and ``high``. Rounding is monotone: to clip its
+        result at rounded ends is to round what was clipped."""
+        ends = []
+        for end in (self.low, self.high):
+            step = min(max(end / scale, float(low - zero_point)), float(high - zero_point))
+            ends.append(math.floor(step + 0.5) + zero_point)
+        return ends[0], ends[1]
 
 
-def scaled(value: Value, factor: float) -> Value:
-    """``factor`` times a value: nothing but its steps change. ``factor`` is positive."""
+Value = Leaf | Constant | Moved | Sum | Cat | Clipped
+
+
+def scaled(value: Value, factor: float | Tensor) -> Value | None:
+    """``factor`` times a value: nothing but its steps change.
+
+    A tensor, float64, has a factor for each element along some axes of the value and 1 along the
+    others. None where the factors could not be followed: through movement other than an exchange of
+    axes, in concatenations and behind a clip.
+    """
     if isinstance(value, Leaf):
         return replace(value, scale=value.scale * factor)
     if isinstance(value, Constant):
-        return Constant(value.tensor * factor)
+        return Constant(value.tensor.to(torch.float64) * factor)
     if isinstance(value, Moved):
-        return Moved(value.like, scaled(value.inner, factor))
-    return replace(value, parts=tuple(scaled(part, factor) for part in value.parts))
+        back = factor if not isinstance(factor, Tensor) else moved_back(value.like, factor)
+        inner = None if back is None else scaled(value.inner, back)
+        return None if inner is None else Moved(value.like, inner)
+    if isinstance(value, Clipped):
+        if isinstance(factor, Tensor):
+            return None
+        inner = scaled(value.inner, factor)
+        low, high = sorted((value.low * factor, value.high * factor))
+        return None if inner is None else Clipped(inner, low, high)
+    if isinstance(value, Cat) and isinstance(factor, Tensor):
+        return None
+    made = [scaled(part, factor) for part in value.parts]
+    parts = tuple(part for part in made if part is not None)
+    return replace(value, parts=parts) if len(parts) == len(made) else None
+
+
+def moved_back(like: Node, factor: Tensor) -> Tensor | None:
+    """The tensor that ``like``, an exchange of axes, makes ``factor`` of; None for other moves."""
+    rank = len(like.meta["val"].shape)
+    full = factor.reshape([1] * (rank - factor.dim()) + list(factor.shape))
+    if like.target is torch.ops.aten.transpose.int:
+        return full.transpose(*like.args[1:3])  # type: ignore[arg-type]
+    if like.target is torch.ops.aten.permute.default:
+        order: Any = like.args[1]
+        return full.permute([[d % rank for d in order].index(axis) for axis in range(rank)])
+    return None
 
 
 def plain(value: Value) -> Leaf | None:

@@ -8,7 +8,6 @@ shift (I-ViT, papers, section 4c; its code simulates this in float64 and rounds 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +36,7 @@ class Dyadic:
 
 @dataclass(frozen=True)
 class DyadicRow:
-    """One dyadic number and one addend per channel: int64 tensors ``[C]``."""
+    """A dyadic number and an addend for each channel, or each element: int64 tensors."""
 
     multiplier: Tensor
     shift: Tensor
@@ -52,39 +51,43 @@ def dyadic(ratio: float, *, shift_limit: int = LARGEST_SHIFT) -> Dyadic:
     or reaches 2^30.
     """
     if not math.isfinite(ratio) or abs(ratio) >= 2.0**30:
-        raise InputError(
-            f"{ratio} is no ratio of two quantization steps",
-            why="requantization takes finite ratios below 2^30",
-            fix="check that the calibration data gives every tensor a range",
-        )
+        raise _no_ratio(ratio)
     exponent = math.frexp(ratio)[1]
     shift = min(MANTISSA_BITS - exponent, shift_limit)
     return Dyadic(math.floor(math.ldexp(ratio, shift) + 0.5), shift)
 
 
-def dyadic_row(ratios: Sequence[float], addends: Sequence[float] | None = None) -> DyadicRow:
-    """A dyadic number for each ratio, and ``round(addend 2^e)`` to go with it.
+def dyadic_row(ratios: Tensor, addends: Tensor | None = None) -> DyadicRow:
+    """:func:`dyadic` of each of ``ratios``, of any shape, and ``round(addend 2^e)`` to go with it.
 
-    Addends, in output steps, are below 2^30; where one needs the room, the shift is smaller.
+    Addends, of the same shape and in output steps, are below 2^30; where one needs the room, the
+    shift is smaller.
     """
-    wanted = list(addends) if addends is not None else [0.0] * len(ratios)
-    if len(wanted) != len(ratios) or any(not abs(a) < 2.0**30 for a in wanted):
+    ratio = ratios.to(torch.float64)
+    addend = torch.zeros_like(ratio) if addends is None else addends.to(torch.float64)
+    if addend.shape != ratio.shape or not bool((addend.abs() < 2.0**30).all()):
         raise InputError(
             "an addend lies beyond any integer type",
             why="addends are counted in output steps and must be below 2^30",
             fix="check that the calibration data gives every tensor a range",
         )
-    made = []
-    for ratio, addend in zip(ratios, wanted, strict=True):
-        room = _ADDEND_BITS - max(0, math.frexp(addend)[1])
-        made.append(dyadic(float(ratio), shift_limit=min(LARGEST_SHIFT, room)))
-    return DyadicRow(
-        torch.tensor([d.multiplier for d in made], dtype=torch.int64),
-        torch.tensor([d.shift for d in made], dtype=torch.int64),
-        torch.tensor(
-            [math.floor(math.ldexp(a, d.shift) + 0.5) for a, d in zip(wanted, made, strict=True)],
-            dtype=torch.int64,
-        ),
+    worst = ratio[~(ratio.abs() < 2.0**30)]
+    if worst.numel():
+        raise _no_ratio(float(worst[0]))
+    room = _ADDEND_BITS - torch.frexp(addend).exponent.clamp(min=0)
+    shift = torch.minimum(MANTISSA_BITS - torch.frexp(ratio).exponent, room)
+    shift = shift.clamp(max=LARGEST_SHIFT).to(torch.int64)
+    unit = torch.exp2(shift.to(torch.float64))
+    rounded = (torch.floor(value * unit + 0.5).to(torch.int64) for value in (ratio, addend))
+    multiplier, whole = rounded
+    return DyadicRow(multiplier, shift, whole)
+
+
+def _no_ratio(ratio: float) -> InputError:
+    return InputError(
+        f"{ratio} is no ratio of two quantization steps",
+        why="requantization takes finite ratios below 2^30",
+        fix="check that the calibration data gives every tensor a range",
     )
 
 

@@ -139,7 +139,7 @@ def _norm(slot: Slot, method: str, learned: Learned) -> tuple[Call, ...]:
     if method == "fq-vit":
         return _power_norm(slot, learned)
     ratios = gamma.double() * norms.norm_scale(slot.tokens) / slot.made.scale
-    row = dyadic_row(ratios.tolist(), (beta.double() / slot.made.scale).tolist())
+    row = dyadic_row(ratios, beta.double() / slot.made.scale)
     affine = (row.multiplier, row.shift, row.addend, *slot.made.ends)
     if method == "i-bert":
         first = Call(norms.i_layer_norm, (learned.shift,))
@@ -151,9 +151,9 @@ def _norm(slot: Slot, method: str, learned: Learned) -> tuple[Call, ...]:
 
 def power_codes(slot: Slot, learned: Learned) -> Call:
     """From the codes of the residual stream to PTF's 8-bit codes."""
-    zero, steps = slot.given.zero_point, [learned.scale * 2.0**a for a in learned.alpha]
-    ratios = [slot.given.scale / step for step in steps]
-    row = dyadic_row(ratios, [-zero * ratio for ratio in ratios])
+    steps = learned.scale * torch.exp2(torch.tensor(learned.alpha, dtype=torch.float64))
+    ratios = slot.given.scale / steps
+    row = dyadic_row(ratios, -slot.given.zero_point * ratios)
     ends = (learned.zero_point, 0, 255, torch.uint8)
     return Call(requantize_channels, (row.multiplier, row.shift, row.addend, *ends))
 

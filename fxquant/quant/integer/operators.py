@@ -36,6 +36,7 @@ OPERATORS = LEAVES | {
     table.lookup,
     products.int_linear,
     products.int_matmul,
+    products.int_product,
     products.int_sum,
 }
 """Operators that take and give integers only."""

@@ -28,6 +28,11 @@ def _int_matmul(a: Tensor, b: Tensor, a_zero: int, b_zero: int) -> Tensor:
     return torch.bmm(*batches).reshape(shape)
 
 
+def _int_product(a: Tensor, b: Tensor, a_zero: int, b_zero: int) -> Tensor:
+    """``(a - z_a) (b - z_b)`` element by element in int32, for codes of up to 16 bits."""
+    return (a.to(torch.int32) - a_zero) * (b.to(torch.int32) - b_zero)
+
+
 def _int_sum(x: Tensor, dims: list[int], keepdim: bool, zero_point: int) -> Tensor:  # noqa: FBT001
     """``Σ (x - z)`` over ``dims``, int32; the number of summands goes into the step."""
     wide = x.to(torch.int32) - zero_point
@@ -38,4 +43,7 @@ int_linear = define(
     "int_linear(Tensor x, Tensor weight, Tensor bias, int offset) -> Tensor", _int_linear
 )
 int_matmul = define("int_matmul(Tensor a, Tensor b, int a_zero, int b_zero) -> Tensor", _int_matmul)
+int_product = define(
+    "int_product(Tensor a, Tensor b, int a_zero, int b_zero) -> Tensor", _int_product
+)
 int_sum = define("int_sum(Tensor x, int[] dims, bool keepdim, int zero_point) -> Tensor", _int_sum)

@@ -114,6 +114,11 @@ def int_matmul(a: Tensor, b: Tensor, a_zero: int, b_zero: int) -> Tensor:
     return (a.to(torch.float32) - a_zero) @ (b.to(torch.float32) - b_zero)
 
 
+def int_product(a: Tensor, b: Tensor, a_zero: int, b_zero: int) -> Tensor:
+    """``(a - z_a) (b - z_b)`` element by element, in float64: products of 16 bits need 31."""
+    return (a.to(torch.float64) - a_zero) * (b.to(torch.float64) - b_zero)
+
+
 def int_sum(x: Tensor, dims: list[int], keepdim: bool, zero_point: int) -> Tensor:  # noqa: FBT001
     """``Σ (x - z)``."""
     return (x.to(torch.float32) - zero_point).sum(dims, keepdim=keepdim)
@@ -205,6 +210,7 @@ TRAINED: dict[Any, Callable[..., Tensor]] = {
     dyadic.requantize_channels: requantize_channels,
     products.int_linear: int_linear,
     products.int_matmul: int_matmul,
+    products.int_product: int_product,
     products.int_sum: int_sum,
     softmaxes.i_softmax: i_softmax,
     softmaxes.shiftmax: shiftmax,

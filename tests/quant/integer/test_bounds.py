@@ -146,8 +146,7 @@ def test_a_gamma_of_zero_does_no_harm() -> None:
     q = torch.randint(-3000, 3000, (4, 16), generator=torch.Generator().manual_seed(1)).int()
     gamma = torch.tensor([0.0, -1.0] * 8).double()
     beta = torch.linspace(-2, 2, 16).double()
-    ratios = (gamma * norms.norm_scale(16) / 0.02).tolist()
-    row = dyadic.dyadic_row(ratios, (beta / 0.02).tolist())
+    row = dyadic.dyadic_row(gamma * norms.norm_scale(16) / 0.02, beta / 0.02)
     form = (row.multiplier, row.shift, row.addend, 0, -(2**15), 2**15, torch.int32)
     made = dyadic.requantize_channels(norms.shift_layer_norm(q, 0), *form).double() * 0.02
     exact = torch.nn.functional.layer_norm(q.double(), (16,)) * gamma + beta

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -23,8 +25,9 @@ from fxquant.quant.integer import (
 )
 
 INT8, I16 = torch.int8, torch.int16
-ROW = dyadic.dyadic_row([1e-7] * 24, [3.0] * 24)
-WIDE = dyadic.dyadic_row([1e-3] * 24)
+SIXTEEN, BYTES = st.integers(-(2**15), 2**15 - 1), st.integers(-128, 127)
+ROW = dyadic.dyadic_row(torch.full((24,), 1e-7), torch.full((24,), 3.0))
+WIDE = dyadic.dyadic_row(torch.full((24,), 1e-3))
 WEIGHT = torch.randint(-127, 128, (24, 24), dtype=INT8, generator=torch.Generator().manual_seed(1))
 GAIN, OFFSET = power_norm.affine_of(torch.linspace(-2, 2, 24), torch.linspace(-1, 1, 24), 0.02)
 EIGHT = (0, -128, 127, INT8)
@@ -56,6 +59,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
         (q.to(I16) + 128).to(torch.uint8), WEIGHT, torch.arange(24, dtype=torch.int32), 128
     ),
     "int_matmul": lambda q: products.int_matmul(q, q.transpose(-1, -2), 3, 0),
+    "int_product": lambda q: products.int_product(q, q.flip(-1), -4, 2),
     "int_sum": lambda q: dyadic.saturate(products.int_sum(q, [1], True, 5), 1, -900, 900, I16),
 }
 
@@ -134,3 +138,15 @@ def test_products_are_exact_at_the_extremes() -> None:
     a, b = codes(2, 3, 5, 8), codes(2, 3, 8, 6)
     wanted = (a.long() - 3) @ (b.long() + 100)
     assert torch.equal(products.int_matmul(a, b, 3, -100).long(), wanted)
+
+
+@given(st.lists(st.tuples(SIXTEEN, SIXTEEN), min_size=1, max_size=20), BYTES, BYTES)
+def test_products_of_elements_are_those_of_python(
+    pairs: list[tuple[int, int]], a_zero: int, b_zero: int
+) -> None:
+    a, b = torch.tensor(pairs, dtype=I16).unbind(1)
+    assert products.int_product(a, b, 0, 0).tolist() == [x * y for x, y in pairs]
+    narrow = [(x >> 8, y >> 8) for x, y in pairs]
+    a, b = torch.tensor(narrow, dtype=INT8).unbind(1)
+    wanted = [(x - a_zero) * (y - b_zero) for x, y in narrow]
+    assert products.int_product(a, b, a_zero, b_zero).tolist() == wanted

@@ -107,13 +107,18 @@ def test_requantization_rounds_the_exact_product_half_up(seed: int, ratio: float
 @given(SEEDS)
 def test_rows_of_dyadic_numbers_have_their_own_ratio_and_addend(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    ratios = [*(torch.randn(9, generator=generator).double() * 1e-3).tolist(), 0.0]
-    addends = (torch.randn(10, generator=generator).double() * 300).tolist()
+    ratios = torch.randn(10, generator=generator).double() * 1e-3
+    ratios[-1] = 0.0
+    addends = torch.randn(10, generator=generator).double() * 300
     form = dyadic.dyadic_row(ratios, addends)
+    plain = [dyadic.dyadic(float(ratio)) for ratio in ratios]
+    alone = dyadic.dyadic_row(ratios.reshape(2, 5))
+    assert alone.multiplier.flatten().tolist() == [d.multiplier for d in plain]
+    assert alone.shift.flatten().tolist() == [d.shift for d in plain]
     q = torch.randint(-(2**30), 2**30, (50, 10), generator=generator, dtype=torch.int32)
     ends = (0, -(2**40), 2**40, torch.int64)
     made = dyadic.requantize_channels(q, form.multiplier, form.shift, form.addend, *ends)
-    exact = q.double() * torch.tensor(ratios).double() + torch.tensor(addends).double()
+    exact = q.double() * ratios + addends
     assert float((made - exact).abs().max()) <= 0.5 + 2.0**-3
 
 
@@ -121,6 +126,8 @@ def test_rows_of_dyadic_numbers_have_their_own_ratio_and_addend(seed: int) -> No
 def test_what_is_no_ratio_of_steps_is_refused(ratio: float) -> None:
     with pytest.raises(InputError, match="no ratio"):
         dyadic.dyadic(ratio)
+    with pytest.raises(InputError, match="no ratio"):
+        dyadic.dyadic_row(torch.tensor([1.0, ratio], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
