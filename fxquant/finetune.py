@@ -25,6 +25,7 @@ from fxquant.fidelity import checked
 from fxquant.quant.calibration import LIMIT, Calibration
 from fxquant.quant.integer import train
 
+RATE, LEAST_RATE, LARGEST_RATE = 0.3, 0.005, 0.1
 FLOAT_STEP = 1e-2  # of a float parameter's own size, where a weight moves by one code
 
 
@@ -35,9 +36,9 @@ def finetune(
     teacher: nn.Module,
     epochs: int = 3,
     minutes: float | None = None,
-    learning_rate: float = 0.02,
+    learning_rate: float | None = None,
     batch: int = 16,
-    temperature: float = 1.0,
+    temperature: float = 10.0,
     checkpoint: str | Path | None = None,
     seed: int = 0,
     limit: int = LIMIT,
@@ -49,31 +50,36 @@ def finetune(
 
     Straight-through gradients go through every quantizer and integer operator of
     :func:`trainable`; the loss is the divergence of Kullback and Leibler between the two models'
-    classes at ``temperature`` (distillation, no labels). AdamW with a cosine schedule over
+    classes at ``temperature`` (distillation, no labels; at 10 all logits count, not the first few
+    alone, which serves classes that ``data`` lacks [I]). AdamW with a cosine schedule over
     ``epochs``; after each, the loss over the first ``check`` images of ``data`` is measured, and
     the best epoch is frozen and measured once more: where it is not below what ``quantized`` had
     on these images, a copy of that comes back.
 
     ``data``: as for ``quantize``, float32 images, at most ``limit``. ``learning_rate``: how far a
-    weight moves per step, in 256ths of what its codes span: one rate serves all bits, in steps of
-    8-bit codes. ``minutes``: no step begins after this time, and the rate has fallen to 0 by then;
-    an epoch that was cut counts for the choice, not for a checkpoint. ``checkpoint``: a file
-    written after each epoch, and gone on from if there is one. ``device``: ``cuda`` where there is
-    one, else ``cpu``. Raises :class:`InputError` for arguments that do not fit each other.
+    weight moves per step, in 256ths of what its codes span. By default 0.3 times the noise of the
+    logits, as a share of their energy, within 0.005 and 0.1 [I]: Adam's own noise grows with the
+    rate, and a model that is nearly right has little to gain from it. ``minutes``: no step begins
+    after this time, and the rate has fallen to 0 by then; an epoch that was cut counts for the
+    choice, not for a checkpoint. ``checkpoint``: a file written after each epoch, and gone on from
+    if there is one. ``device``: ``cuda`` where there is one, else ``cpu``. Raises
+    :class:`InputError` for arguments that do not fit each other.
     """
-    _check(quantized, epochs, learning_rate, batch, temperature, check)
+    _check(quantized, teacher, epochs, learning_rate, batch, temperature, check)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     images = _images(quantized, data, limit)
     wanted = _logits(teacher, images, batch)
     view = trainable(quantized)
     seen = images[:check], wanted[:check]
-    start = _objective(quantized, *seen, temperature, batch)
+    made = _logits(quantized, seen[0], batch)
+    start = float(divergence(seen[1].double(), made.double(), temperature))
     view.to(device)
     tuner = _Tuner(view, images, wanted, temperature, batch, seed, device, minutes)
     # Gradients of masters that count codes are small: the usual 1e-8 would damp every step.
-    optimizer = torch.optim.AdamW(_groups(view, learning_rate), weight_decay=0.0, eps=1e-15)
+    rate = learning_rate or usual_rate(seen[1], made)
+    optimizer = torch.optim.AdamW(_groups(view, rate), weight_decay=0.0, eps=1e-15)
     run = {
-        "learning_rate": learning_rate,
+        "learning_rate": rate,
         "batch": batch,
         "temperature": temperature,
         "epochs": epochs,
@@ -176,6 +182,13 @@ def _objective(model: Any, images: Tensor, wanted: Tensor, temperature: float, b
     return sum(count * float(loss) for count, loss in losses) / len(images)
 
 
+def usual_rate(wanted: Tensor, logits: Tensor) -> float:
+    """The learning rate for logits that should be ``wanted``, in proportion to what is wrong."""
+    noise = (logits - wanted).double().square().sum()
+    share = float(noise / wanted.double().square().sum())
+    return min(max(RATE * share, LEAST_RATE), LARGEST_RATE)
+
+
 def _groups(view: GraphModule, rate: float) -> list[dict[str, Any]]:
     """One group per parameter: ``most`` is the rate in the parameter's own units."""
     units = dict(_units(view))
@@ -235,8 +248,9 @@ def _best(
 
 def _check(
     quantized: Any,
+    teacher: nn.Module,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float | None,
     batch: int,
     temperature: float,
     check: int,
@@ -246,7 +260,10 @@ def _check(
             f"finetune takes a quantized model, not {type(quantized).__name__}",
             fix="pass the result of fxquant.quantize, or lowered.reference",
         )
-    if min(epochs, batch, check) < 1 or not learning_rate > 0 or not temperature > 0:
+    if teacher.training:
+        raise InputError("the teacher is in training mode", fix="call teacher.eval()")
+    sound = temperature > 0 and (learning_rate is None or learning_rate > 0)
+    if min(epochs, batch, check) < 1 or not sound:
         raise InputError(
             f"cannot train for {epochs} epochs with batch {batch}, learning rate {learning_rate} "
             f"and temperature {temperature}, checked on {check} images",
@@ -267,10 +284,8 @@ def _images(quantized: QuantizedModule, data: Any, limit: int) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(teacher: nn.Module, images: Tensor, batch: int) -> Tensor:
-    if teacher.training:
-        raise InputError("the teacher is in training mode", fix="call teacher.eval()")
-    return torch.cat([checked(teacher(x)) for x in images.split(batch)])
+def _logits(model: nn.Module, images: Tensor, batch: int) -> Tensor:
+    return torch.cat([checked(model(x)) for x in images.split(batch)])
 
 
 def _bar(progress: str) -> Progress:

@@ -14,7 +14,7 @@ from torch import Tensor
 import fxquant
 from fxquant.backends.quantized import QuantizedModule
 from fxquant.errors import InputError
-from fxquant.finetune import divergence
+from fxquant.finetune import divergence, usual_rate
 from fxquant.passes import Nonlinear
 from fxquant.passes.integers.proof import prove_integer
 from fxquant.pipeline.pipeline import Pipeline
@@ -111,6 +111,17 @@ def test_it_is_never_worse_than_its_start() -> None:
     assert objective(worse) == objective(q)
     with torch.no_grad():
         assert torch.equal(worse(X), q(X))
+
+
+def test_the_usual_rate_follows_the_noise_of_the_logits() -> None:
+    wanted = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
+    rates = [usual_rate(wanted, wanted * (1 + noise)) for noise in (0.0, 0.1, 0.2, 3.0)]
+    assert rates == pytest.approx([0.005, 0.005, 0.012, 0.1], rel=1e-5)
+    q = quantized(floats=True)
+    better = tuned(q, learning_rate=None, temperature=10.0, epochs=24)
+    with torch.no_grad():
+        losses = [float((vit()(X) - model(X)).square().sum()) for model in (better, q)]
+    assert losses[0] < 0.99 * losses[1]
 
 
 def test_no_step_begins_after_the_time() -> None:
