@@ -13,7 +13,10 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 import fxquant
+from fxquant.errors import PipelineError
 from fxquant.fidelity import compare, logits_of
+from fxquant.passes import Nonlinear
+from fxquant.passes.integers.proof import prove_integer
 from fxquant.quant.metrics import sqnr_db
 from tests.asset_models import data
 from tests.asset_models.gmlp import GMlp
@@ -110,6 +113,41 @@ def test_a_model_is_captured_quantized_lowered_saved_and_loaded(name: str, tmp_p
     with torch.inference_mode():
         for batch, result in results.items():
             assert torch.equal(again(images(batch, shape, seed=batch)), result)
+
+
+INTEGER = (
+    "deit3_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_b16_224",
+    "resmlp_12_224",
+    "gmlp_s16_224",
+    "cait_xxs24_224",
+    "swin_t",
+    *ASSETS,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INTEGER)
+def test_a_model_becomes_nothing_but_integers(name: str) -> None:
+    model, shape = made(name)
+    steps = fxquant.recipe("integer-only").pipeline
+    steps = steps.replace("nonlinear", Nonlinear(method="i-bert", images=2, rule="mse"))
+    x = images(4, shape)
+    q = fxquant.quantize(model, calibration=x, pipeline=steps, backend="reference")
+    prove_integer(q)
+    assert not any("float" in row.kernel for row in q.report.rows)
+    with torch.no_grad():
+        assert sqnr_db(model(x), q(x)) > 15.0
+
+
+@pytest.mark.slow
+def test_a_model_without_an_integer_form_says_why() -> None:
+    model, shape = made("swinv2_tiny_window8_256")  # divides queries and keys by their norms
+    steps = fxquant.recipe("integer-only").pipeline
+    steps = steps.replace("nonlinear", Nonlinear(method="i-bert", images=2, rule="mse"))
+    with pytest.raises(PipelineError, match="only division by a constant"):
+        fxquant.quantize(model, calibration=images(4, shape), pipeline=steps, backend="reference")
 
 
 @pytest.fixture
