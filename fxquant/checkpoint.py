@@ -29,6 +29,15 @@ class Progress:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[float] = field(default_factory=list)
 
+    @property
+    def retreats(self) -> int:
+        """How many epochs spoilt the model."""
+        return sum(map(self.spoilt, self.history))
+
+    def spoilt(self, objective: float) -> bool:
+        """Whether an objective is twice that of the start: a noisy epoch may still come right."""
+        return objective > 2.0 * self.start
+
 
 def save(
     path: Path,

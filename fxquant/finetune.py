@@ -52,8 +52,9 @@ def finetune(
     :func:`trainable`; the loss is the divergence of Kullback and Leibler between the two models'
     classes at ``temperature`` (distillation, no labels; at 10 all logits count, not the first few
     alone, which serves classes that ``data`` lacks [I]). AdamW with a cosine schedule over
-    ``epochs``; after each, the loss over the first ``check`` images of ``data`` is measured, and
-    the best epoch is frozen and measured once more: where it is not below what ``quantized`` had
+    ``epochs``; after each, the loss over the first ``check`` images of ``data`` is measured: where
+    it has doubled, training goes back to the best epoch and on at half the rate. In the end the
+    best epoch is frozen and measured once more: where it is not below what ``quantized`` had
     on these images, a copy of that comes back.
 
     ``data``: as for ``quantize``, float32 images, at most ``limit``. ``learning_rate``: how far a
@@ -90,20 +91,25 @@ def finetune(
     path = None if checkpoint is None else Path(checkpoint)
     reached = store.Progress(start=start, best=start)
     parameters = {name: p.data for name, p in view.named_parameters()}
+    begun = _copied(parameters)
     if path is not None and path.exists():
         reached = store.load(path, run, parameters, optimizer)
     with _bar(progress) as bar:
         task = bar.add_task("fine-tuning", total=epochs * tuner.steps, completed=0, loss="")
         for epoch in range(reached.epochs, epochs):
             bar.update(task, completed=epoch * tuner.steps, loss=f"objective {reached.best:.4f}")
-            taken = tuner.epoch(optimizer, epoch, epochs, lambda: bar.advance(task))
+            share = 0.5**reached.retreats
+            taken = tuner.epoch(optimizer, epoch, epochs, share, lambda: bar.advance(task))
             if not taken:
                 break
             found = tuner.objective(*seen)
             reached.history.append(found)
             if found < reached.best:
                 reached.best = found
-                reached.best_state = {n: p.detach().cpu().clone() for n, p in parameters.items()}
+                reached.best_state = _copied(parameters)
+            elif reached.spoilt(found):
+                _put(reached.best_state or begun, parameters)
+                optimizer.state.clear()
             if taken < tuner.steps:
                 break
             reached.epochs = epoch + 1
@@ -139,9 +145,15 @@ class _Tuner:
         return gone / (60 * self.minutes) if self.minutes > 0 else 1.0
 
     def epoch(
-        self, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, done: Callable[[], None]
+        self,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        epochs: int,
+        rate: float,
+        done: Callable[[], None],
     ) -> int:
-        """All images once, or as many as the time allows; the number of steps taken."""
+        """All images once, or as many as the time allows, at ``rate`` times the rate; the number
+        of steps taken."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=generator)
         for step, chosen in enumerate(order.split(self.batch)):
@@ -149,7 +161,7 @@ class _Tuner:
                 return step
             share = max((epoch * self.steps + step) / (epochs * self.steps), self.elapsed())
             for group in optimizer.param_groups:
-                group["lr"] = group["most"] * 0.5 * (1.0 + math.cos(math.pi * share))
+                group["lr"] = group["most"] * rate * 0.5 * (1.0 + math.cos(math.pi * share))
             optimizer.zero_grad()
             logits = self.view(self.images[chosen].to(self.device))
             loss = divergence(self.wanted[chosen].to(self.device), logits, self.temperature)
@@ -166,6 +178,15 @@ class _Tuner:
             return made
 
         return _objective(here, images, wanted, self.temperature, self.batch)
+
+
+def _copied(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in parameters.items()}
+
+
+def _put(values: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:
+    for name, value in parameters.items():
+        value.copy_(values[name])
 
 
 def divergence(wanted: Tensor, logits: Tensor, temperature: float) -> Tensor:
@@ -230,9 +251,7 @@ def _best(
     """The best epoch in integers, or a copy of the start where that is better."""
     chosen, final = quantized, reached.start
     if reached.best_state:
-        with torch.no_grad():
-            for name, parameter in view.named_parameters():
-                parameter.copy_(reached.best_state[name])
+        _put(reached.best_state, {name: p.data for name, p in view.named_parameters()})
         frozen = freeze(view)
         found = _objective(frozen, images, wanted, temperature, batch)
         if found < reached.start:

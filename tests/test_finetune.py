@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fxquant
 from fxquant.backends.quantized import QuantizedModule
+from fxquant.checkpoint import Progress
 from fxquant.errors import InputError
 from fxquant.finetune import divergence, usual_rate
 from fxquant.passes import Nonlinear
@@ -122,6 +123,25 @@ def test_the_usual_rate_follows_the_noise_of_the_logits() -> None:
     with torch.no_grad():
         losses = [float((vit()(X) - model(X)).square().sum()) for model in (better, q)]
     assert losses[0] < 0.99 * losses[1]
+
+
+def test_an_epoch_that_spoils_is_taken_back_and_the_rate_halved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module: Any = sys.modules["fxquant.finetune"]
+    original, rates = module._Tuner.epoch, []
+
+    def told(self: Any, *args: Any) -> int:
+        rates.append(args[3])
+        return int(original(self, *args))
+
+    monkeypatch.setattr(module._Tuner, "epoch", told)
+    q = quantized()
+    better = tuned(q, learning_rate=4.0, epochs=16)
+    assert rates[:3] == [1.0, 0.5, 0.25]
+    assert sorted(rates, reverse=True) == rates
+    assert objective(better) < 0.95 * objective(q)
+    assert Progress(start=3.0, history=[7.0, 2.0, 5.9, 6.1, 1.0]).retreats == 2
 
 
 def test_no_step_begins_after_the_time() -> None:
